@@ -1,0 +1,99 @@
+"""Who owns a server, and whether anything of it is still alive."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from tasksvc.embedded.errors import EmbeddedError
+from tasksvc.embedded.process import birth_of
+
+#: Between two looks at something that is about to happen.
+POLL_SECONDS = 0.005
+
+
+class OwnerLock:
+    """Held by the one process that may start, stop and mend a server."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        if self._descriptor is not None:
+            return
+        descriptor = _open(self._path)
+        if not _try_lock(descriptor):
+            owner = os.pread(descriptor, 20, 0).decode() or "unknown"
+            os.close(descriptor)
+            raise EmbeddedError(
+                f"{self._path.parent} is in use by process {owner}:"
+                " stop that one first, or choose another state folder"
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Lifeline:
+    """A lock that a server and all it forks inherit: free means that none of them is left.
+
+    It asks for no rights over other processes, does not count zombies, and speaks for a
+    postmaster's children as well as for the postmaster. The file also notes the server's
+    pid, so that an orphan can be asked to stop.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor: int | None = None
+
+    def seize(self, patience_seconds: float = 0.0) -> bool:
+        """Take the lock once the last one of the family has gone."""
+        # Opened anew each time: a lock belongs to the opening, and the family has the old one.
+        descriptor = _open(self.path)
+        deadline = time.monotonic() + patience_seconds
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return False
+            time.sleep(POLL_SECONDS)
+        self.descriptor = descriptor
+        return True
+
+    def let_go(self) -> None:
+        """Leave the lock to those who inherited it."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def note(self, pid: int) -> None:
+        self.path.write_text(f"{pid} {birth_of(pid)}\n")
+
+    def noted(self) -> int | None:
+        """The pid in the file, whoever has it now."""
+        words = self.path.read_text().split()
+        return int(words[0]) if words else None
+
+    def noted_alive(self) -> int | None:
+        """The pid in the file if it still is the process that was noted."""
+        words = self.path.read_text().split()
+        if len(words) == 2 and birth_of(int(words[0])) == words[1]:
+            return int(words[0])
+        return None
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""A private Redis on a loopback port."""
+
+import shlex
+import shutil
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from tasksvc.embedded.account import Account, Doors
+from tasksvc.embedded.binaries import find_redis
+from tasksvc.embedded.errors import EmbeddedError
+from tasksvc.embedded.process import Command
+from tasksvc.embedded.server import Announce, Server, announce_to_log
+
+_HOST = "127.0.0.1"
+_ANSWER_SECONDS = 1.0
+#: A port that was free may be somebody's a moment later.
+_PORT_TRIES = 5
+
+
+class EmbeddedRedis(Server):
+    """Redis without a password, for this machine alone; what it knows can be lost."""
+
+    name = "redis"
+    title = "Redis"
+    stop_signal = signal.SIGTERM
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        server: Path | None = None,
+        announce: Announce = announce_to_log,
+        port: int | None = None,
+        options: Mapping[str, str] = MappingProxyType({}),
+        persistent: bool = True,
+    ) -> None:
+        super().__init__(state_dir, announce)
+        self._server = server
+        self._port = port
+        self._options = dict(options)
+        self._persistent = persistent
+
+    def _prepare(self, account: Account) -> None:
+        self._program = find_redis(self._server)
+        self._announce(f"Redis from {self._program.source}: {self._program.path}")
+
+    def _launch(self, account: Account) -> None:
+        chosen = self._port
+        for tries_left in reversed(range(_PORT_TRIES)):
+            self._port = chosen or _free_port()
+            try:
+                super()._launch(account)
+            except EmbeddedError:
+                if chosen or not tries_left or not self._lost_the_port():
+                    self._port = chosen
+                    raise
+            else:
+                self._url = f"redis://{_HOST}:{self._port}/0"
+                return
+
+    def _lost_the_port(self) -> bool:
+        return "in use" in self.log.tail() and self._lifeline.seize(_ANSWER_SECONDS)
+
+    def _command(self, account: Account, doors: Doors) -> Command:
+        settings = {
+            "bind": _HOST,
+            "port": str(self._port),
+            "protected-mode": "yes",
+            "save": "",
+            "appendonly": "yes" if self._persistent else "no",
+            "daemonize": "no",
+            **self._options,
+        }
+        words = [word for name, value in settings.items() for word in _option(name, value)]
+        # Its own folder is where it starts, and is spelled ".": whoever it runs as, that works.
+        return Command(
+            [self._program.path.name, *words],
+            executable=self._executable(account),
+            folder=self.home,
+            death_signal=self.stop_signal,
+        )
+
+    def _executable(self, account: Account) -> str:
+        """The program, or a copy when it is out of the account's reach."""
+        program = self._program.path
+        if account.may_run(program):
+            return str(program)
+        copy = self.home / program.name
+        copy.unlink(missing_ok=True)
+        shutil.copyfile(program, copy)
+        copy.chmod(0o755)
+        return f"./{copy.name}"
+
+    def _is_ready(self) -> bool:
+        # A stranger may answer on a port that we failed to get.
+        answer = self._ask(b"PING\r\nINFO server\r\nQUIT\r\n")
+        return answer.startswith(b"+PONG") and f"process_id:{self.pid}\r".encode() in answer
+
+    def _ask(self, request: bytes) -> bytes:
+        assert self._port is not None
+        try:
+            with socket.create_connection((_HOST, self._port), _ANSWER_SECONDS) as connection:
+                connection.sendall(request)
+                return b"".join(iter(lambda: connection.recv(65536), b""))
+        except OSError:
+            return b""
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [f"--{name}", *(shlex.split(value) or [""])]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
