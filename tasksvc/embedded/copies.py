@@ -13,6 +13,8 @@ from tasksvc.embedded.errors import EmbeddedError
 #: For when the state folder is out of reach too. Only root, who alone gets here, writes there.
 _CACHE = Path("/var/cache/tasksvc")
 _PROBE_SECONDS = 20.0
+#: Half of the wheel's files, and no server reads them.
+_NOT_TO_RUN = shutil.ignore_patterns("include", "doc", "*.a", "__pycache__")
 
 
 def version_of(programs: PostgresPrograms) -> str:
@@ -88,7 +90,9 @@ def _copy(parcel: tuple[Path, ...], place: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     for folder in parcel:
         if folder.exists():
-            shutil.copytree(folder, unfinished / folder.name, copy_function=_copy_for_all)
+            shutil.copytree(
+                folder, unfinished / folder.name, ignore=_NOT_TO_RUN, copy_function=_copy_for_all
+            )
     for folder in (unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
     try:

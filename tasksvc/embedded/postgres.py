@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -57,6 +58,11 @@ class EmbeddedPostgres(Server):
         super().__init__(state_dir, announce)
         self._bin_dir = bin_dir
         self._options = dict(options)
+        self._socket_link = self.home / "socket"
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_temporary_folder()
 
     def _prepare(self, account: Account) -> None:
         found = find_postgres(self._bin_dir)
@@ -139,9 +145,9 @@ class EmbeddedPostgres(Server):
         """Home itself, or a folder of the temporary ones when its path is too long."""
         if _fits(self.home):
             return self.home
-        link = self.home / "socket"
-        if link.is_symlink() and _take_private(Path(os.readlink(link)), account):
-            return Path(os.readlink(link))
+        link = self._socket_link
+        if link.is_symlink() and _take_private(link.readlink(), account):
+            return link.readlink()
         folder = Path(tempfile.mkdtemp(prefix="tasksvc-"))
         if not _fits(folder):
             raise EmbeddedError(f"{folder} is too long for a socket: choose a shorter TMPDIR")
@@ -149,6 +155,11 @@ class EmbeddedPostgres(Server):
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
         return folder
+
+    def _remove_temporary_folder(self) -> None:
+        # The link stays, so that the next start makes the same folder and the url still holds.
+        with suppress(OSError):
+            self._socket_link.readlink().rmdir()
 
     def _clear_leftovers(self) -> None:
         """Remove the lock files of a server that was killed.

@@ -1,9 +1,11 @@
 """A private Redis on a loopback port."""
 
+import re
 import shlex
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +13,14 @@ from types import MappingProxyType
 from tasksvc.embedded.account import Account, Doors
 from tasksvc.embedded.binaries import find_redis
 from tasksvc.embedded.errors import EmbeddedError
-from tasksvc.embedded.process import Command
-from tasksvc.embedded.server import Announce, Server, announce_to_log
+from tasksvc.embedded.process import Command, send
+from tasksvc.embedded.server import GONE_SECONDS, Announce, Server, announce_to_log
+
+#: The first that has XAUTOCLAIM.
+OLDEST_VERSION = (6, 2)
 
 _HOST = "127.0.0.1"
-_ANSWER_SECONDS = 1.0
+_ANSWER_SECONDS = 0.5
 #: A port that was free may be somebody's a moment later.
 _PORT_TRIES = 5
 
@@ -48,21 +53,26 @@ class EmbeddedRedis(Server):
         self._announce(f"Redis from {self._program.source}: {self._program.path}")
 
     def _launch(self, account: Account) -> None:
-        chosen = self._port
+        """On the port it had before, or the caller's, or one that is free."""
+        if self._port is not None:
+            super()._launch(account)
+        else:
+            self._launch_on_a_free_port(account)
+        self._url = f"redis://{_HOST}:{self._port}/0"
+
+    def _launch_on_a_free_port(self, account: Account) -> None:
         for tries_left in reversed(range(_PORT_TRIES)):
-            self._port = chosen or _free_port()
+            self._port = _free_port()
             try:
                 super()._launch(account)
             except EmbeddedError:
-                if chosen or not tries_left or not self._lost_the_port():
-                    self._port = chosen
+                if not tries_left or not self._lost_the_port():
                     raise
             else:
-                self._url = f"redis://{_HOST}:{self._port}/0"
                 return
 
     def _lost_the_port(self) -> bool:
-        return "in use" in self.log.tail() and self._lifeline.seize(_ANSWER_SECONDS)
+        return "in use" in self.log.tail() and self._lifeline.seize(GONE_SECONDS)
 
     def _command(self, account: Account, doors: Doors) -> Command:
         settings = {
@@ -94,19 +104,37 @@ class EmbeddedRedis(Server):
         copy.chmod(0o755)
         return f"./{copy.name}"
 
-    def _is_ready(self) -> bool:
-        # A stranger may answer on a port that we failed to get.
-        answer = self._ask(b"PING\r\nINFO server\r\nQUIT\r\n")
-        return answer.startswith(b"+PONG") and f"process_id:{self.pid}\r".encode() in answer
+    def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> None:
+        # A command is obeyed at once, a signal at Redis' next look, ten times a second.
+        send(process.pid, signal.SIGCONT)
+        self._ask("SHUTDOWN\r\n")
+        super()._ask_to_stop(process)
 
-    def _ask(self, request: bytes) -> bytes:
+    def _is_ready(self) -> bool:
+        answer = self._ask("PING\r\nINFO server\r\nQUIT\r\n")
+        # A stranger may answer on a port that we failed to get.
+        if not answer.startswith("+PONG") or f"process_id:{self.pid}\r" not in answer:
+            return False
+        self._refuse_old(answer)
+        return True
+
+    def _refuse_old(self, information: str) -> None:
+        found = re.search(r"redis_version:(\d+)\.(\d+)", information)
+        if found and (int(found[1]), int(found[2])) < OLDEST_VERSION:
+            raise EmbeddedError(
+                f"{self._program.path} is Redis {found[1]}.{found[2]}, and the oldest that will do"
+                f" is {'.'.join(map(str, OLDEST_VERSION))}: install a newer one, or set REDIS_HOST"
+                " or REDIS_URL to a running server"
+            )
+
+    def _ask(self, request: str) -> str:
         assert self._port is not None
         try:
             with socket.create_connection((_HOST, self._port), _ANSWER_SECONDS) as connection:
-                connection.sendall(request)
-                return b"".join(iter(lambda: connection.recv(65536), b""))
+                connection.sendall(request.encode())
+                return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         except OSError:
-            return b""
+            return ""
 
 
 def _option(name: str, value: str) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -61,7 +61,7 @@ class Server(ABC):
 
     def start(self) -> None:
         """Bring it up, whatever state an earlier owner left it in. Call from the main thread."""
-        if self._process is not None and self._process.poll() is None:
+        if self._running():
             return
         try:
             self._start()
@@ -70,26 +70,34 @@ class Server(ABC):
 
     def stop(self) -> None:
         """Shut it down, and give the folder up to another owner."""
-        if self._process is not None:
-            send(self._process.pid, signal.SIGCONT, self.stop_signal)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self._await_end_of_family()
-            self._process = None
-        self._lifeline.let_go()
-        self._owner_lock.release()
         atexit.unregister(self.stop)
+        try:
+            if process := self._running():
+                self._ask_to_stop(process)
+            self.kill()
+        finally:
+            self._lifeline.let_go()
+            self._owner_lock.release()
 
     def kill(self) -> None:
-        """kill -9 all of it, as a power cut would. `start` brings it back with its data."""
+        """kill -9 all of it, as a machine out of memory would. `start` brings its data back."""
         if self._process is None:
             return
-        _kill_family(self._process.pid)
-        self._process.wait()
+        if process := self._running():
+            _kill_family(process.pid)
+            process.wait()
         self._await_end_of_family()
         self._process = None
+
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        return None
+
+    def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> None:
+        send(process.pid, signal.SIGCONT, self.stop_signal)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,12 +123,16 @@ class Server(ABC):
         self._owner_lock.take()
         with ExitStack() as undo:
             undo.callback(self.stop)
+            self._stop_at_exit()
             self._take_over()
             account = account_for(self.home)
             self._claim_home(account)
             self._prepare(account)
             self._launch(account)
             undo.pop_all()
+
+    def _stop_at_exit(self) -> None:
+        atexit.unregister(self.stop)  # a start after a kill must not pile them up
         atexit.register(self.stop)
 
     def _claim_home(self, account: Account) -> None:
