@@ -1,0 +1,12 @@
+"""What tasks do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from tasksvc.domain.task import Claim
+
+Handler = Callable[[Claim], Awaitable[None]]
+"""What a task does. To return is to complete it; to raise is a failure, with another attempt if one
+is left. It may be called more than once for a task: `claim.id` is the key to make effects
+idempotent, `claim.attempt` the token to fence them."""

@@ -1,0 +1,162 @@
+"""The one place where everything meets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import structlog
+from aiohttp import web
+
+from tasksvc import __version__
+from tasksvc.consumers.consumer import Consumer
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.heartbeat import Heartbeat
+from tasksvc.consumers.janitor import Janitor
+from tasksvc.consumers.listener import Listener
+from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.pool import ConsumerPool
+from tasksvc.consumers.relay import Relay
+from tasksvc.consumers.rescuer import Rescuer
+from tasksvc.consumers.running import Running
+from tasksvc.consumers.watchdog import Watchdog
+from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.domain.retry import RetryPolicy
+from tasksvc.handlers import Handler
+from tasksvc.handlers.simulated import simulated
+from tasksvc.metrics import Metrics
+from tasksvc.service import TaskService
+from tasksvc.settings import Settings
+from tasksvc.store.database import Database
+from tasksvc.store.migrate import migrate
+from tasksvc.store.task_store import TaskStore
+from tasksvc.stream.task_stream import TaskStream
+from tasksvc.web import routes
+from tasksvc.web.health import Health
+from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
+from tasksvc.web.limits import Limits
+from tasksvc.web.middlewares import answer
+
+log = structlog.get_logger(__name__)
+
+POOL = web.AppKey("pool", ConsumerPool)
+
+
+def create_app(settings: Settings, handler: Handler | None = None) -> web.Application:
+    """The whole service. `settings` has both URLs; `handler` is what tasks do."""
+    metrics = Metrics(__version__)
+    database = open_database(settings)
+    store = TaskStore(database)
+    stream = _stream(settings)
+    service = _service(settings, store, stream, metrics)
+    pool = _pool(
+        settings, service, stream, metrics, handler or simulated(settings.simulated_seconds)
+    )
+
+    app = web.Application(middlewares=[answer], client_max_size=settings.max_body_bytes)
+    app[METRICS] = metrics
+    app[SERVICE] = service
+    app[POOL] = pool
+    app[HEALTH] = Health(service.ping, lambda: stream.is_up, pool.stalled)
+    app[LIMITS] = Limits(settings.max_body_bytes, settings.body_timeout_seconds)
+    app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
+
+    async def life(app: web.Application) -> AsyncIterator[None]:
+        # In this order up, and in the other down: who writes stops before what it writes to.
+        await _until_migrated(database)
+        await _open(stream)
+        await pool.start()
+        yield
+        app[HEALTH].is_stopping = True
+        await pool.stop()
+        await service.flush()
+        await stream.close()
+        await store.close()
+
+    app.cleanup_ctx.append(life)
+    return app
+
+
+def open_database(settings: Settings) -> Database:
+    assert settings.database_url is not None
+    return Database(
+        settings.database_url, statement_timeout_seconds=settings.statement_timeout_seconds
+    )
+
+
+def _stream(settings: Settings) -> TaskStream:
+    assert settings.redis_url is not None
+    return TaskStream(
+        settings.redis_url,
+        prefix=settings.redis_prefix,
+        readers=settings.workers + 1,
+        # Together the consumers make about one blocked read a second.
+        block_seconds=min(5.0, max(1.0, settings.workers)),
+        max_entries=settings.stream_max_entries,
+    )
+
+
+def _service(
+    settings: Settings, store: TaskStore, stream: TaskStream, metrics: Metrics
+) -> TaskService:
+    return TaskService(
+        store,
+        stream,
+        metrics,
+        max_attempts=settings.max_attempts,
+        lease_seconds=settings.lease_seconds,
+        lost_margin_seconds=settings.lost_margin_seconds,
+        group_size=settings.group_size,
+        max_waiting=settings.max_waiting,
+    )
+
+
+def _pool(
+    settings: Settings,
+    service: TaskService,
+    stream: TaskStream,
+    metrics: Metrics,
+    handler: Handler,
+) -> ConsumerPool:
+    retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
+    executor = Executor(handler, retry, metrics)
+    running = Running()
+    service.on_lost = running.stop
+    consumers = [
+        Consumer(number, settings.concurrency, service, stream, executor, running)
+        for number in range(1, settings.workers + 1)
+    ]
+    duties = [
+        Loop(Relay(service, settings.relay_seconds)),
+        Loop(Rescuer(service, settings.lease_seconds)),
+        Loop(Janitor(service, settings.retention_seconds)),
+    ]
+    if consumers:
+        duties += [
+            Loop(Heartbeat(service, settings.heartbeat_seconds)),
+            Loop(Listener(stream, running)),
+        ]
+    pool = ConsumerPool(
+        service, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
+    )
+    duties.append(Loop(Watchdog(pool.stalled, metrics)))
+    return pool
+
+
+async def _until_migrated(database: Database) -> None:
+    """Waits for PostgreSQL as long as it takes: whoever starts both need not mind the order."""
+    while True:
+        try:
+            await migrate(database)
+            return
+        except Unavailable:
+            log.warning("Waits for PostgreSQL", action="waits_for_postgres")
+            await asyncio.sleep(random.uniform(0.5, 1.0))
+
+
+async def _open(stream: TaskStream) -> None:
+    try:
+        await stream.open()
+    except StreamUnavailable:
+        log.warning("Starts without Redis", action="starts_without_redis")

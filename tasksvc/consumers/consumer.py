@@ -1,0 +1,196 @@
+"""Reads the doorbell, claims, runs, finishes, acknowledges: in this order, always.
+
+A consumer has two loops. One reads and claims as places become free; the other writes what has
+ended and acknowledges it, while other tasks still run. Both work in groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import structlog
+
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.running import Run, Running, StopReason
+from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.domain.outcome import RELEASED, Finish, Outcome
+from tasksvc.domain.task import Claim
+from tasksvc.service import TaskService
+from tasksvc.stream.task_stream import TaskStream
+
+log = structlog.get_logger(__name__)
+
+_WAIT_SECONDS = 1.0
+"""The longest wait for a place or a result; both wake the loop when they come."""
+
+_STORE_POLL_SECONDS = 0.25
+"""Between two looks into the store, while Redis is away and nothing is due."""
+
+_STREAM_RETRY_SECONDS = 1.0
+"""Between two tries of Redis while it is away: each may cost a time-out."""
+
+
+class Consumer:
+    """One reader of the group, under a name of its own, with so many places for runs."""
+
+    def __init__(
+        self,
+        number: int,
+        places: int,
+        service: TaskService,
+        stream: TaskStream,
+        executor: Executor,
+        running: Running,
+    ) -> None:
+        self.name = f"consumer-{number}"
+        self.pause_seconds = 0.0
+        self._number = number
+        self._places = places
+        self._free = places
+        self._service = service
+        self._stream = stream
+        self._executor = executor
+        self._running = running
+        self._entries: set[str] = set()  # given to this consumer, and not acknowledged yet
+        self._reread_after: str | None = "0"
+        self._retry_stream_at = 0.0
+        self._finisher = _Finisher(self)
+        self.reading = Loop(self)
+        self.finishing = Loop(self._finisher)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, and all that ended is written."""
+        return self._free == self._places
+
+    async def run_once(self) -> int:
+        """Takes as many tasks as there are free places; how many."""
+        if self._free == 0:
+            self.pause_seconds = _WAIT_SECONDS
+            return 0
+        self.pause_seconds = 0.0  # a blocked read is the pause
+        if self._stream.is_up or time.monotonic() >= self._retry_stream_at:
+            try:
+                return await self._take_from_stream()
+            except StreamUnavailable:
+                self._retry_stream_at = time.monotonic() + _STREAM_RETRY_SECONDS
+                self._reread()  # an answer may have been lost on its way
+        return await self._take_from_store()
+
+    async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
+        """Writes what the runs came to; only then acknowledges, and frees their places."""
+        finishes = [Finish(run.claim.id, run.claim.attempt, out) for run, out in ended if out]
+        if finishes:
+            await self._service.finish(finishes)
+        for run, outcome in ended:
+            if outcome is None:
+                self._service.drop(run.claim.id)
+        self._free += len(ended)
+        self.reading.wake()
+        await self._acknowledge([run.entry for run, _ in ended if run.entry is not None])
+
+    async def _take_from_stream(self) -> int:
+        deliveries = await self._read()
+        if not deliveries:
+            return 0
+        try:
+            claims = await self._service.claim(list(deliveries))
+        except Unavailable:
+            # The entries stay ours in the group, and are read again when PostgreSQL is back.
+            self._entries.difference_update(deliveries.values())
+            self._reread()
+            raise
+        for claim in claims:
+            self._start(claim, deliveries.pop(claim.id))
+        # The rest is final or in other hands: nothing is left to do about it.
+        await self._acknowledge(list(deliveries.values()))
+        return len(claims)
+
+    async def _take_from_store(self) -> int:
+        self.pause_seconds = _STORE_POLL_SECONDS
+        ids = await self._service.find_due(self._free)
+        claims = await self._service.claim(ids)
+        for claim in claims:
+            self._start(claim, None)
+        return len(claims)
+
+    async def _read(self) -> dict[str, str]:
+        """The ids of tasks, each with its entry in the stream."""
+        worker_id = self._service.worker_id or ""
+        if self._reread_after is None:
+            entries = await self._stream.read(worker_id, self._number, self._free)
+        else:
+            entries = await self._stream.read_again(
+                worker_id, self._number, self._free, self._reread_after
+            )
+            self._reread_after = entries[-1][0] if entries else None
+            entries = [entry for entry in entries if entry[0] not in self._entries]
+        deliveries: dict[str, str] = {}
+        useless = []  # not one of ours, or the second for a task
+        for entry, id in entries:
+            if id is None or id in deliveries:
+                useless.append(entry)
+            else:
+                deliveries[id] = entry
+        self._entries.update(deliveries.values())
+        await self._acknowledge(useless)
+        return deliveries
+
+    def _reread(self) -> None:
+        """The next read is of what this consumer was given before."""
+        self._reread_after = "0"
+
+    def _start(self, claim: Claim, entry: str | None) -> None:
+        run = Run(claim, entry)
+        self._free -= 1
+        self._running.add(run)
+        run.task = asyncio.create_task(self._executor.execute(run), name=f"task-{claim.id}")
+        run.task.add_done_callback(partial(self._end, run))
+
+    def _end(self, run: Run, task: asyncio.Task[Outcome | None]) -> None:
+        self._running.remove(run)
+        if task.cancelled():  # before its first step
+            outcome = None if run.stop_reason is StopReason.LOST else RELEASED
+        else:
+            outcome = task.result()
+        self._finisher.ended.append((run, outcome))
+        self.finishing.wake()
+
+    async def _acknowledge(self, entries: list[str]) -> None:
+        """What Redis does not hear of now is read again later, and found to be done."""
+        if not entries:
+            return
+        self._entries.difference_update(entries)
+        try:
+            if self._stream.is_up:
+                await self._stream.acknowledge(entries)
+                return
+        except StreamUnavailable:
+            pass
+        self._reread()
+
+
+class _Finisher:
+    """The step of a consumer's second loop."""
+
+    pause_seconds = _WAIT_SECONDS
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.name = consumer.name.replace("consumer", "finisher")
+        self.ended: list[tuple[Run, Outcome | None]] = []
+        self._consumer = consumer
+
+    async def run_once(self) -> int:
+        ended, self.ended = self.ended, []
+        if not ended:
+            return 0
+        try:
+            await self._consumer.finish(ended)
+        except BaseException:
+            # The results are kept and tried again. Nobody else can have the tasks meanwhile.
+            self.ended = ended + self.ended
+            raise
+        return len(ended)

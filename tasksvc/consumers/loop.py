@@ -1,0 +1,122 @@
+"""The shape of all that runs for ever: a step, a pause, and somebody who notices its death."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from typing import Protocol
+
+import structlog
+
+from tasksvc.domain.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_LONGEST_BACKOFF_SECONDS = 2.0
+
+_STALLED_AFTER_SECONDS = 30.0
+"""No step takes so long: each is bounded by the time limits of the drivers and its own pause."""
+
+
+class Step(Protocol):
+    """What a loop repeats."""
+
+    name: str
+
+    pause_seconds: float
+    """How long to wait after a step that found nothing to do."""
+
+    async def run_once(self) -> int:
+        """How many it did. After none, the loop pauses."""
+
+
+class Loop:
+    """Repeats a step until it is told to stop.
+
+    It survives whatever the step raises, with backoff and jitter, and starts again should it end: a
+    CancelledError that nobody of us sent is a fault like any other.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.name = step.name
+        self._step = step
+        self._is_stopping = False
+        self._wake = asyncio.Event()
+        self._ticked_at = time.monotonic()
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_stalled(self) -> bool:
+        """It has not come round for too long."""
+        late = time.monotonic() - self._ticked_at - max(0.0, self._step.pause_seconds)
+        return self._task is not None and late > _STALLED_AFTER_SECONDS
+
+    @property
+    def is_done(self) -> bool:
+        return self._task is None or self._task.done()
+
+    def start(self) -> None:
+        self._ticked_at = time.monotonic()
+        self._task = asyncio.create_task(self._run(), name=self.name)
+        self._task.add_done_callback(self._ended)
+
+    def wake(self) -> None:
+        """The next step comes without a pause."""
+        self._wake.set()
+
+    def ask_to_stop(self) -> None:
+        """The step under way is the last."""
+        self._is_stopping = True
+        self._wake.set()
+
+    async def stop(self, within_seconds: float) -> None:
+        """Lets the step under way end, and after so long cancels it.
+
+        Asks until it is done: `asyncio.wait_for` of Python 3.11, which the drivers use, can swallow
+        a cancellation.
+        """
+        self.ask_to_stop()
+        if self._task is None:
+            return
+        await asyncio.wait([self._task], timeout=within_seconds)
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
+
+    async def _run(self) -> None:
+        while not self._is_stopping:
+            self._wake.clear()
+            pause = await self._run_step()
+            self._ticked_at = time.monotonic()
+            if pause > 0 and not self._is_stopping:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+
+    async def _run_step(self) -> float:
+        """The seconds to pause."""
+        try:
+            done = await self._step.run_once()
+        except Unavailable as error:
+            # Whoever noticed has said so; here it's only a reason to wait.
+            log.debug("Waits", action="loop_waits", loop=self.name, reason=type(error).__name__)
+        except Exception:
+            log.exception("Step failed", action="loop_failed", loop=self.name)
+        else:
+            self._failures = 0
+            return 0.0 if done else self._step.pause_seconds
+        self._failures += 1
+        ceiling = _FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 10)
+        self._wake.clear()
+        return min(_LONGEST_BACKOFF_SECONDS, ceiling) * random.uniform(0.5, 1)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._is_stopping:
+            return
+        error = None if task.cancelled() else task.exception()
+        log.error("Ended, starts again", action="loop_ended", loop=self.name, exc_info=error)
+        self.start()

@@ -1,0 +1,26 @@
+"""The rescuer: the tasks of workers that stopped answering go back."""
+
+from __future__ import annotations
+
+from tasksvc.service import TaskService
+
+_LATE_SECONDS = 0.05
+"""A little after the lease has run out, so that one look is enough."""
+
+
+class Rescuer:
+    name = "rescuer"
+
+    def __init__(self, service: TaskService, lease_seconds: float) -> None:
+        self.pause_seconds = lease_seconds
+        self._lease_seconds = lease_seconds
+        self._service = service
+
+    async def run_once(self) -> int:
+        next_seconds = await self._service.rescue()
+        # Nobody can be dead before the first lease runs out; who comes later has a whole lease.
+        self.pause_seconds = min(
+            self._lease_seconds,
+            self._lease_seconds if next_seconds is None else max(0.0, next_seconds) + _LATE_SECONDS,
+        )
+        return 0

@@ -1,0 +1,66 @@
+"""The handlers that run in this process, and how one is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from tasksvc.domain.outcome import Outcome
+from tasksvc.domain.task import Claim
+
+
+class StopReason(Enum):
+    """Why a handler is told to stop."""
+
+    LOST = "lost"
+    """The task is this worker's no longer: canceled, or rescued. Its result is not wanted."""
+
+    SHUTDOWN = "shutdown"
+    """The process ends; the task is handed back."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a handler."""
+
+    claim: Claim
+    entry: str | None
+    """Its entry in the stream, to acknowledge; None when it was found in the store."""
+    task: asyncio.Task[Outcome | None] | None = None
+    stop_reason: StopReason | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """Asks the handler to end. One that ignores it may be asked again."""
+        self.stop_reason = self.stop_reason or reason
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Running:
+    """All runs of the process, by the id of their task."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def add(self, run: Run) -> None:
+        self._runs[run.claim.id] = run
+
+    def remove(self, run: Run) -> None:
+        if self._runs.get(run.claim.id) is run:
+            del self._runs[run.claim.id]
+
+    def stop(self, ids: Sequence[str]) -> int:
+        """Stops those of the tasks that run here, which are this worker's no longer; how many."""
+        runs = [run for id in ids if (run := self._runs.get(id))]
+        for run in runs:
+            run.stop(StopReason.LOST)
+        return len(runs)
+
+    def stop_all(self) -> None:
+        for run in list(self._runs.values()):
+            run.stop(StopReason.SHUTDOWN)

@@ -1,0 +1,61 @@
+"""Every error of the service, one family.
+
+::
+
+    TaskServiceError
+    ├── TaskNotFound          no task has this id
+    ├── TaskIsFinal           it is completed, failed or canceled already
+    ├── ContentRefused        PostgreSQL does not take this value
+    └── Unavailable           not now; try again in a moment
+        ├── StoreUnavailable      PostgreSQL is away, or too slow
+        ├── StreamUnavailable     Redis is away
+        ├── Overloaded            the waiting line is full
+        └── LeaseLost             this worker was declared dead
+"""
+
+from __future__ import annotations
+
+from tasksvc.domain.task import Status
+
+
+class TaskServiceError(Exception):
+    """The root of the family. The docstring of each is its message."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class TaskNotFound(TaskServiceError):
+    """There is no task with this id."""
+
+
+class TaskIsFinal(TaskServiceError):
+    """The task is final already."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"The task is {status} already.")
+        self.status = status
+
+
+class ContentRefused(TaskServiceError):
+    """The database does not take this value."""
+
+
+class Unavailable(TaskServiceError):
+    """The service can't do this now; try again in a moment."""
+
+
+class StoreUnavailable(Unavailable):
+    """PostgreSQL does not answer."""
+
+
+class StreamUnavailable(Unavailable):
+    """Redis does not answer."""
+
+
+class Overloaded(Unavailable):
+    """The waiting line is full."""
+
+
+class LeaseLost(Unavailable):
+    """This worker was declared dead; it has to register anew."""

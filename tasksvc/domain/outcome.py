@@ -1,0 +1,46 @@
+"""What a run of a handler can come to: a closed set, each with its constructor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasksvc.domain.task import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a task goes from `processing`, and at whose cost."""
+
+    status: Status
+    is_charged: bool = False
+    """It counts as a failure, of which a task has `max_attempts`."""
+    delay_seconds: float = 0.0
+    """How long a task that is `pending` again waits for its next attempt."""
+    error: dict[str, Any] | None = None
+
+
+COMPLETED = Outcome(Status.COMPLETED)
+"""The handler returned."""
+
+RELEASED = Outcome(Status.PENDING)
+"""Handed back at shutdown: it starts elsewhere at once, and nobody is charged."""
+
+
+def failed(error: dict[str, Any]) -> Outcome:
+    """The handler raised, and its attempts are spent."""
+    return Outcome(Status.FAILED, is_charged=True, error=error)
+
+
+def retried(error: dict[str, Any], delay_seconds: float) -> Outcome:
+    """The handler raised, and it has another attempt, `delay_seconds` from now."""
+    return Outcome(Status.PENDING, is_charged=True, delay_seconds=delay_seconds, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """One task's outcome, with the attempt that came to it."""
+
+    id: str
+    attempt: int
+    outcome: Outcome

@@ -1,0 +1,46 @@
+"""When a failed attempt is followed by another, and after how long."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from tasksvc.domain import outcome
+from tasksvc.domain.outcome import Outcome
+from tasksvc.domain.task import Claim
+
+MESSAGE_LENGTH = 500
+"""Characters of an exception's message that are kept with the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter, between bounds.
+
+    Full jitter spreads a herd of failures best: M. Brooker, "Exponential Backoff And Jitter",
+    AWS Architecture Blog, 2015.
+    """
+
+    base_seconds: float
+    max_seconds: float
+
+    def after_failure(self, claim: Claim, error: BaseException) -> Outcome:
+        """What an attempt that raised `error` comes to."""
+        described = describe(error, claim.attempt)
+        failures = claim.failures + 1
+        if failures >= claim.max_attempts:
+            return outcome.failed(described)
+        return outcome.retried(described, self.delay_seconds(failures))
+
+    def delay_seconds(self, failures: int) -> float:
+        """A random delay below `base * 2^(failures - 1)`, and never above the bound."""
+        ceiling = min(self.max_seconds, self.base_seconds * 2.0 ** min(failures - 1, 60))
+        return random.uniform(0, ceiling)
+
+
+def describe(error: BaseException, attempt: int) -> dict[str, Any]:
+    """An exception as the task's `error` field shows it: never its traceback."""
+    # NUL and lone surrogates do not fit into PostgreSQL's text.
+    message = str(error)[:MESSAGE_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
+    return {"type": type(error).__name__, "message": message, "attempt": attempt}

@@ -1,0 +1,91 @@
+"""What a task is, which statuses it has, and what may follow what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """Where a task stands. The database knows the same words (`task_status`)."""
+
+    PENDING = "pending"
+    """Kept, and waiting: for its turn, or for the delay before its next attempt."""
+
+    PROCESSING = "processing"
+    """Held by one worker. A worker that dies gives it back through the rescuer."""
+
+    COMPLETED = "completed"
+    """Its handler returned. Final."""
+
+    FAILED = "failed"
+    """Its attempts are spent. Final."""
+
+    CANCELED = "canceled"
+    """Somebody stopped it, before or while it ran. Final."""
+
+
+FINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELED})
+"""A task in one of these never changes again."""
+
+FOLLOWS: dict[Status, frozenset[Status]] = {
+    Status.PENDING: frozenset({Status.PROCESSING, Status.CANCELED, Status.FAILED}),
+    Status.PROCESSING: frozenset({Status.PENDING, *FINAL}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELED: frozenset(),
+}
+"""What may follow what. `migrations/` holds the same rule as a guard in the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as its clients see it. Times are aware and in UTC."""
+
+    id: str
+    content: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime | None
+    error: dict[str, Any] | None
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task on its way into the store; its id is made before the first try to insert it."""
+
+    id: str
+    content: str
+    max_attempts: int
+    traceparent: str | None
+    is_published: bool
+    """The stream is open and will be told. False leaves the publication to the relay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that this process holds, from `pending -> processing` until it is finished."""
+
+    id: str
+    attempt: int
+    """The fencing token: only the holder of the current attempt can finish the task."""
+    failures: int
+    max_attempts: int
+    content: str
+    traceparent: str | None
+    waited_seconds: float
+    """From due to claimed, by PostgreSQL's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """A task that has just become `canceled`, and the worker that was running it, if any."""
+
+    task: Task
+    worker_id: str | None

@@ -1,0 +1,201 @@
+"""Every collector, declared once.
+
+The user's own names come first and stay as they are. Ours are `tasksvc_<noun>_<unit|total>`. Label
+values come from closed sets: aioprometheus does not escape them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+from aioprometheus import Counter, Gauge, Histogram, Registry, render
+from aioprometheus.histogram import Histogram as Buckets
+
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
+_HTTP_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5]
+_SIZES = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+_NONE: dict[str, str] = {}
+
+
+class Count:
+    """A number that only grows. Plain on the hot path; the registry takes it at each scrape."""
+
+    __slots__ = ("_counter", "value")
+
+    def __init__(self, registry: Registry, name: str, doc: str) -> None:
+        self._counter = Counter(name, doc)
+        registry.register(self._counter)
+        self.value = 0
+
+    def add(self, count: int = 1) -> None:
+        self.value += count
+
+    def collect(self) -> None:
+        self._counter.set(_NONE, self.value)
+
+
+class Distribution:
+    """A histogram, one series for each value of its labels."""
+
+    def __init__(self, registry: Registry, name: str, doc: str, buckets: Sequence[float]) -> None:
+        self._histogram = Histogram(name, doc, buckets=buckets)
+        registry.register(self._histogram)
+
+    def series(self, **labels: str) -> Callable[[float], None]:
+        """What observes a value of this series; keep it where it is used often."""
+        series = Buckets(*self._histogram.upper_bounds)
+        self._histogram.set_value(labels, series)
+        return series.observe
+
+
+class Metrics:
+    """One registry for each application, so that a test can make many."""
+
+    def __init__(self, version: str) -> None:
+        self._registry = Registry()
+        self._counts: list[Count] = []
+        self._process = psutil.Process()
+
+        # The user's own.
+        self._task_status = self._gauge("task_status", "Tasks that are in this status now")
+        self.task_get_requests = self._count("task_get_request_count", "Requests for a task")
+        self.task_create_requests = self._count(
+            "task_create_request_count", "Requests to create a task"
+        )
+        self.task_create_successes = self._count("task_create_success_count", "Tasks created")
+        self.task_create_fails = self._count(
+            "task_create_fail_count", "Requests to create a task that were refused or failed"
+        )
+        self.task_cancel_requests = self._count(
+            "task_cancel_request_count", "Requests to cancel a task"
+        )
+        self.task_cancel_successes = self._count("task_cancel_success_count", "Tasks canceled")
+        self.task_cancel_fails = self._count(
+            "task_cancel_fail_count", "Requests to cancel a task that were refused or failed"
+        )
+        self.task_processing_duration = self._distribution(
+            "task_processing_duration", "Seconds that a handler ran", _SECONDS
+        ).series()
+        self.task_processing_successes = self._count(
+            "task_processing_success_count", "Runs of a handler that completed their task"
+        )
+        self.task_processing_fails = self._count(
+            "task_processing_fail_count", "Runs of a handler that raised"
+        )
+
+        # The way of a task.
+        self.task_wait_seconds = self._distribution(
+            "tasksvc_task_wait_seconds", "Seconds from created or due to claimed", _SECONDS
+        ).series()
+        self._oldest_pending_age_seconds = self._gauge(
+            "tasksvc_oldest_pending_age_seconds", "Age of the oldest task that could be claimed"
+        )
+        self.tasks_republished = self._count(
+            "tasksvc_tasks_republished_total", "Tasks that the relay put into the stream"
+        )
+        self.tasks_rescued = self._count(
+            "tasksvc_tasks_rescued_total", "Tasks taken back from workers that died"
+        )
+        self.results_fenced = self._count(
+            "tasksvc_results_fenced_total", "Results refused: the attempt was no longer current"
+        )
+        self._group_size = self._distribution(
+            "tasksvc_group_commit_size", "Tasks in one statement", _SIZES
+        )
+        self._running = self._gauge("tasksvc_running", "Handlers that run in this process")
+        self._stream_depth = self._gauge("tasksvc_stream_depth", "Entries in the stream")
+        self._stream_pending = self._gauge(
+            "tasksvc_stream_pending", "Entries of the stream that a consumer has in hand"
+        )
+
+        # The house.
+        self._http_seconds = self._distribution(
+            "tasksvc_http_request_seconds", "Seconds to answer a request", _HTTP_SECONDS
+        )
+        self._http_series: dict[tuple[str, str, int], Callable[[float], None]] = {}
+        self._redis_up = self._gauge("tasksvc_redis_up", "1 when Redis answers")
+        self._postgres_up = self._gauge("tasksvc_postgres_up", "1 when PostgreSQL answers")
+        self._event_loop_lag_seconds = self._gauge(
+            "tasksvc_event_loop_lag_seconds", "How late the event loop was at its last tick"
+        )
+        self._resident_memory_bytes = self._gauge(
+            "process_resident_memory_bytes", "Resident memory size in bytes"
+        )
+        self._cpu_seconds = Counter(
+            "process_cpu_seconds_total", "Total user and system CPU time spent in seconds"
+        )
+        self._registry.register(self._cpu_seconds)
+        self._open_fds = self._gauge("process_open_fds", "Number of open file descriptors")
+        self._max_fds = self._gauge("process_max_fds", "Maximum number of open file descriptors")
+        self._gauge(
+            "process_start_time_seconds", "Start time of the process since unix epoch in seconds"
+        ).set(_NONE, self._process.create_time())
+        self._gauge("tasksvc_build_info", "1, with the version as a label").set(
+            {"version": version}, 1
+        )
+
+    def group_size(self, group: str) -> Callable[[float], None]:
+        return self._group_size.series(group=group)
+
+    def observe_request(self, route: str, method: str, code: int, seconds: float) -> None:
+        """`route` is the pattern and never the path; `method` is one that the route has."""
+        key = (route, method, code)
+        observe = self._http_series.get(key)
+        if observe is None:
+            observe = self._http_seconds.series(route=route, method=method, code=str(code))
+            self._http_series[key] = observe
+        observe(seconds)
+
+    def set_store(self, measures: tuple[Mapping[str, int], float] | None) -> None:
+        """Tasks by status and the age of the oldest that waits; None while nobody can say."""
+        self._postgres_up.set(_NONE, int(measures is not None))
+        self._task_status.values.clear()
+        self._oldest_pending_age_seconds.values.clear()
+        if measures is not None:
+            tasks, oldest_seconds = measures
+            for status, count in tasks.items():
+                self._task_status.set({"status": status}, count)
+            self._oldest_pending_age_seconds.set(_NONE, oldest_seconds)
+
+    def set_stream(self, measures: tuple[int, int] | None) -> None:
+        """Entries in the stream, and those in hand; None while nobody can say."""
+        self._redis_up.set(_NONE, int(measures is not None))
+        self._stream_depth.values.clear()
+        self._stream_pending.values.clear()
+        if measures is not None:
+            self._stream_depth.set(_NONE, measures[0])
+            self._stream_pending.set(_NONE, measures[1])
+
+    def set_running(self, tasks: int) -> None:
+        self._running.set(_NONE, tasks)
+
+    def set_event_loop_lag(self, seconds: float) -> None:
+        self._event_loop_lag_seconds.set(_NONE, seconds)
+
+    def render(self, accept: list[str]) -> tuple[bytes, dict[str, str]]:
+        """The exposition of all that is known now, and its headers."""
+        for count in self._counts:
+            count.collect()
+        with self._process.oneshot():
+            cpu = self._process.cpu_times()
+            self._cpu_seconds.set(_NONE, cpu.user + cpu.system)
+            self._resident_memory_bytes.set(_NONE, self._process.memory_info().rss)
+            self._open_fds.set(_NONE, self._process.num_fds())
+            self._max_fds.set(_NONE, self._process.rlimit(psutil.RLIMIT_NOFILE)[0])
+        body, headers = render(self._registry, accept)
+        return body, headers
+
+    def _count(self, name: str, doc: str) -> Count:
+        count = Count(self._registry, name, doc)
+        self._counts.append(count)
+        return count
+
+    def _gauge(self, name: str, doc: str) -> Gauge:
+        gauge = Gauge(name, doc)
+        self._registry.register(gauge)
+        return gauge
+
+    def _distribution(self, name: str, doc: str, buckets: Sequence[float]) -> Distribution:
+        return Distribution(self._registry, name, doc, buckets)

@@ -1,0 +1,385 @@
+"""What the service can do with a task. Every change of a status passes here.
+
+The only place that uses store and stream together: the store is the truth and is written first, the
+stream is a doorbell and may fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+import uuid_utils
+
+from tasksvc.domain.errors import (
+    LeaseLost,
+    StreamUnavailable,
+    TaskIsFinal,
+    TaskNotFound,
+    Unavailable,
+)
+from tasksvc.domain.outcome import Finish
+from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
+from tasksvc.metrics import Metrics
+from tasksvc.store.group import Group
+from tasksvc.store.task_store import TaskStore
+from tasksvc.stream.task_stream import TaskStream
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 1000
+"""Tasks in one step of what is not bounded by a group: a publication, a rescue, a clean-up."""
+
+
+class TaskService:
+    """create, get, cancel for people and programs; claim, finish and the duties for work.
+
+    Every method raises Unavailable when PostgreSQL is away or the waiting line is full, and what it
+    names beside that.
+    """
+
+    def __init__(
+        self,
+        store: TaskStore,
+        stream: TaskStream,
+        metrics: Metrics,
+        *,
+        max_attempts: int,
+        lease_seconds: float,
+        lost_margin_seconds: float,
+        group_size: int,
+        max_waiting: int,
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._metrics = metrics
+        self._max_attempts = max_attempts
+        self._lease_seconds = lease_seconds
+        self._lost_margin_seconds = lost_margin_seconds
+
+        self.worker_id: str | None = None
+        """Who this process is while it holds a lease."""
+        self._held: dict[str, int] = {}  # id -> attempt; 0 while the claim is under way
+        self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
+        """Told of held tasks that are this worker's no longer: canceled, or rescued."""
+
+        self._to_publish: deque[str] = deque()
+        self._publisher: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+        bounds = {"max_size": group_size, "max_waiting": max_waiting}
+        self._creates: Group[NewTask, Task] = Group(
+            "create", self._insert, observe=metrics.group_size("create"), **bounds
+        )
+        self._gets: Group[str, Task | None] = Group(
+            "get", self._get, observe=metrics.group_size("get"), **bounds
+        )
+        self._cancels: Group[str, Canceled | Task | None] = Group(
+            "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
+        )
+        self._claims: Group[str, Claim | None] = Group(
+            "claim", self._claim, observe=metrics.group_size("claim"), **bounds
+        )
+        self._finishes: Group[Finish, bool] = Group(
+            "finish", self._finish, observe=metrics.group_size("finish"), **bounds
+        )
+
+    # For people and programs.
+
+    async def create(self, content: str, traceparent: str | None = None) -> Task:
+        """The task, committed. The stream is told afterwards, and need not be there.
+
+        Raises ContentRefused when the database does not take the content.
+        """
+        task = NewTask(
+            id=str(uuid_utils.uuid7()),
+            content=content,
+            max_attempts=self._max_attempts,
+            traceparent=traceparent,
+            is_published=self._stream.is_open,
+        )
+        return await self._creates.join(task)
+
+    async def get(self, id: str) -> Task:
+        """Raises TaskNotFound."""
+        task = await self._gets.join(id)
+        if task is None:
+            raise TaskNotFound
+        return task
+
+    async def cancel(self, id: str) -> Task:
+        """The task, canceled for good; its handler is being stopped.
+
+        Raises TaskNotFound, and TaskIsFinal when it was too late.
+        """
+        found = await self._cancels.join(id)
+        if found is None:
+            raise TaskNotFound
+        if isinstance(found, Task):
+            raise TaskIsFinal(found.status)
+        return found.task
+
+    # For operators.
+
+    async def ping(self) -> None:
+        """Whether PostgreSQL answers."""
+        await self._store.ping()
+
+    async def measure(self) -> None:
+        """Brings the metrics that others have to be asked for up to date."""
+        try:
+            measures = await self._store.measure()
+            self._metrics.set_store((measures.tasks, measures.oldest_pending_seconds))
+        except Unavailable:
+            self._metrics.set_store(None)
+        try:
+            self._metrics.set_stream(await self._stream.measure())
+        except Unavailable:
+            self._metrics.set_stream(None)
+        self._metrics.set_running(len(self.held))
+
+    # For work.
+
+    @property
+    def held(self) -> dict[str, int]:
+        """The tasks that this process holds, with their attempts."""
+        return {id: attempt for id, attempt in self._held.items() if attempt}
+
+    async def claim(self, ids: Sequence[str]) -> list[Claim]:
+        """Those of the ids that this worker holds from now on; the rest is nobody's concern here:
+        final, held elsewhere, not due, or held here already."""
+        wanted = [id for id in dict.fromkeys(ids) if id not in self._held]
+        if not wanted:
+            return []
+        self._held.update(dict.fromkeys(wanted, 0))
+        claims: list[Claim] = []
+        try:
+            claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
+        finally:
+            for id in wanted:
+                del self._held[id]
+            self._held.update((claim.id, claim.attempt) for claim in claims)
+        for claim in claims:
+            self._metrics.task_wait_seconds(max(0.0, claim.waited_seconds))
+        return claims
+
+    async def find_due(self, limit: int) -> list[str]:
+        """Tasks to claim while there is no stream."""
+        return await self._store.find_due_tasks(limit)
+
+    async def finish(self, finishes: Sequence[Finish]) -> None:
+        """Writes what the attempts came to, where they are still the current ones."""
+        written = await self._finishes.join_all(finishes)
+        for finish, is_written in zip(finishes, written, strict=True):
+            self.drop(finish.id)
+            self._count(finish, is_written)
+
+    def drop(self, id: str) -> None:
+        """This process no longer holds the task."""
+        self._held.pop(id, None)
+
+    # The duties.
+
+    async def register(self) -> None:
+        """Makes this process a worker, with a lease."""
+        worker_id = str(uuid_utils.uuid7())
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        await self._store.register_worker(worker_id, name, self._lease_seconds)
+        self.worker_id = worker_id
+        log.info("Registered", action="registered", worker_id=worker_id)
+
+    async def renew_lease(self) -> int:
+        """How many of the held tasks turned out to be no longer this worker's.
+
+        Raises LeaseLost when the worker was declared dead: all of them are lost then.
+        """
+        held = self.held
+        if self.worker_id is None:
+            raise LeaseLost
+        is_renewed, lost = await self._store.renew_lease(self.worker_id, held, self._lease_seconds)
+        if not is_renewed:
+            self.on_lost(list(held))
+            raise LeaseLost
+        # What was finished in the meantime is not lost.
+        lost = [id for id in lost if self._held.get(id) == held[id]]
+        self.on_lost(lost)
+        return len(lost)
+
+    async def publish_due(self) -> int:
+        """Publishes due tasks that are not in the stream; how many."""
+        lost_at = self._stream.lost_at
+        room, oldest_seconds = await self._stream.look()
+        if room <= 0:
+            return 0
+        if lost_at is None:
+            lost_after = oldest_seconds + self._lost_margin_seconds
+        else:
+            lost_after = time.monotonic() - lost_at
+        limit = min(_BATCH, room)
+        ids = await self._store.publish_due_tasks(lost_after, limit)
+        if ids:
+            await self._publish(ids)
+            self._metrics.tasks_republished.add(len(ids))
+            log.info("Published again", action="republished", tasks=len(ids))
+        if len(ids) < limit and lost_at is not None and self._stream.lost_at == lost_at:
+            self._stream.lost_at = None
+        return len(ids)
+
+    async def rescue(self) -> float | None:
+        """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
+        await self._store.lapse_workers()
+        dead, next_seconds = await self._store.find_lapsed_workers(self.worker_id)
+        if dead:
+            log.warning("Workers stopped answering", action="workers_lapsed", workers=dead)
+            await self._rescue_tasks(dead)
+            for worker_id in dead:
+                await self._abandon_entries(worker_id)
+            await self._store.forget_workers(dead)
+            await self.publish_due()
+        return next_seconds
+
+    async def delete_finished(self, retention_seconds: float) -> int:
+        """Deletes a step of the final tasks that are older than that; how many."""
+        return await self._store.delete_finished_tasks(retention_seconds, _BATCH)
+
+    async def fold_tally(self) -> None:
+        await self._store.fold_tally()
+
+    async def leave(self) -> None:
+        """Hands back all that this worker still holds, and ends its lease. Nobody is charged."""
+        worker_id, self.worker_id = self.worker_id, None
+        if worker_id is None:
+            return
+        released = await self._store.release_tasks(worker_id)
+        self._held.clear()
+        if released:
+            log.info("Handed back", action="released", tasks=len(released))
+        try:
+            await self._abandon_entries(worker_id)
+            await self.publish_due()
+        except StreamUnavailable:
+            log.info("Redis is away; another worker cleans up", action="left_entries")
+            return
+        await self._store.forget_workers([worker_id])
+
+    async def flush(self) -> None:
+        """Waits until every group is written and every publication is tried."""
+        for group in (self._creates, self._gets, self._cancels, self._claims, self._finishes):
+            await group.drain()
+        while self._publisher is not None:
+            await asyncio.wait([self._publisher])
+        while self._background:
+            await asyncio.wait(self._background)
+
+    # The groups: each takes many and gives one result for each.
+
+    async def _insert(self, tasks: list[NewTask]) -> list[Task]:
+        inserted = {task.id: task for task in await self._store.insert_tasks(tasks)}
+        missing = [task.id for task in tasks if task.id not in inserted]
+        if missing:  # the answer to a first try was lost
+            inserted.update((task.id, task) for task in await self._store.get_tasks(missing))
+        self._publish_soon([task.id for task in tasks if task.is_published])
+        return [inserted[task.id] for task in tasks]
+
+    async def _get(self, ids: list[str]) -> list[Task | None]:
+        found = {task.id: task for task in await self._store.get_tasks(ids)}
+        return [found.get(id) for id in ids]
+
+    async def _cancel(self, ids: list[str]) -> list[Canceled | Task | None]:
+        canceled = {each.task.id: each for each in await self._store.cancel_tasks(ids)}
+        self._stop_handlers(list(canceled.values()))
+        # Why the others were not: that is for a second statement, since the first still sees the
+        # state from before a race that it lost.
+        rest = [id for id in ids if id not in canceled]
+        found = {task.id: task for task in await self._store.get_tasks(rest)} if rest else {}
+        found.update((id, each.task) for id, each in canceled.items())
+        # Of two requests in one group, one cancels and the other is too late.
+        return [canceled.pop(id, None) or found.get(id) for id in ids]
+
+    async def _claim(self, ids: list[str]) -> list[Claim | None]:
+        if self.worker_id is None:
+            raise LeaseLost
+        claimed = {claim.id: claim for claim in await self._store.claim_tasks(self.worker_id, ids)}
+        return [claimed.get(id) for id in ids]
+
+    async def _finish(self, finishes: list[Finish]) -> list[bool]:
+        written = set(await self._store.finish_tasks(finishes))
+        rest = [finish for finish in finishes if finish.id not in written]
+        if rest:  # fenced off, or the answer to a first try was lost
+            written.update(await self._store.find_finished_tasks(rest))
+        return [finish.id in written for finish in finishes]
+
+    # Below.
+
+    def _count(self, finish: Finish, is_written: bool) -> None:
+        if not is_written:
+            self._metrics.results_fenced.add()
+            log.info("Too late", action="fenced", task_id=finish.id, attempt=finish.attempt)
+        elif finish.outcome.status is Status.COMPLETED:
+            self._metrics.task_processing_successes.add()
+        elif finish.outcome.is_charged:
+            self._metrics.task_processing_fails.add()
+
+    def _stop_handlers(self, canceled: list[Canceled]) -> None:
+        running = [each for each in canceled if each.worker_id is not None]
+        self.on_lost([each.task.id for each in running if each.worker_id == self.worker_id])
+        elsewhere = [each.task.id for each in running if each.worker_id != self.worker_id]
+        if elsewhere:
+            self._spawn(self._publish_canceled(elsewhere))
+
+    async def _publish_canceled(self, ids: list[str]) -> None:
+        try:
+            await self._stream.publish_canceled(ids)
+        except StreamUnavailable:
+            log.debug("The next heartbeat stops them", action="canceled_untold", tasks=len(ids))
+
+    def _publish_soon(self, ids: list[str]) -> None:
+        self._to_publish.extend(ids)
+        if self._to_publish and self._publisher is None:
+            self._publisher = asyncio.create_task(self._publish_waiting(), name="publisher")
+
+    async def _publish_waiting(self) -> None:
+        try:
+            while self._to_publish:
+                size = min(len(self._to_publish), _BATCH)
+                await self._publish([self._to_publish.popleft() for _ in range(size)])
+        finally:
+            self._publisher = None
+
+    async def _publish(self, ids: list[str]) -> None:
+        """Puts the ids into the stream, and leaves to the relay what does not go in."""
+        published = 0
+        try:
+            if self._stream.is_open:
+                published = await self._stream.publish(ids)
+        except StreamUnavailable:
+            pass
+        try:
+            if published < len(ids):
+                await self._store.unpublish_tasks(ids[published:])
+        except Unavailable:
+            # Both are away. The relay finds them by the age of their publication.
+            log.warning("Not published", action="unpublished", tasks=len(ids) - published)
+
+    async def _rescue_tasks(self, dead: list[str]) -> None:
+        while rescued := await self._store.rescue_tasks(dead, _BATCH):
+            self._metrics.tasks_rescued.add(len(rescued))
+            for id, status in rescued:
+                log.warning("Rescued", action="rescued", task_id=id, status=status)
+
+    async def _abandon_entries(self, worker_id: str) -> None:
+        """A worker's consumers leave the group; what they were given is told again, if pending."""
+        ids = await self._stream.remove_consumers(worker_id)
+        if ids:
+            await self._store.unpublish_tasks(ids)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

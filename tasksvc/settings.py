@@ -1,0 +1,232 @@
+"""Settings, read once from the environment. Times are in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from environs import Env, EnvValidationError
+from marshmallow import ValidationError
+from marshmallow.validate import Length, Range
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import parse_dsn
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_SCHEMES = (
+    "postgresql",
+    "postgres",
+    "postgresql+asyncpg",
+    "postgresql+aiopg",
+    "postgresql+psycopg2",
+)
+
+_OF_OTHER_DRIVERS = frozenset(
+    {
+        "async_fallback",
+        "charset",
+        "command_timeout",
+        "connection_limit",
+        "echo",
+        "encoding",
+        "max_cached_statement_lifetime",
+        "max_overflow",
+        "max_size",
+        "maxsize",
+        "min_size",
+        "minsize",
+        "pgbouncer",
+        "pool_pre_ping",
+        "pool_recycle",
+        "pool_size",
+        "pool_timeout",
+        "prepared_statement_cache_size",
+        "prepared_statement_name_func",
+        "schema",
+        "statement_cache_size",
+        "timeout",
+    }
+)
+"""What SQLAlchemy, asyncpg and others read from such a URL, and libpq refuses to know."""
+
+
+class SettingsError(Exception):
+    """One line that names the variable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, with its variable's default. Secrets stay out of the repr."""
+
+    app_env: str
+    log_level: str
+    log_file_path: Path
+    host: str
+    port: int
+    http: str
+    """`on`: all routes; `ops`: health and metrics alone; `off`: no port at all."""
+
+    database_url: str | None = field(repr=False)
+    """For libpq. None: the embedded PostgreSQL."""
+    redis_url: str | None = field(repr=False)
+    """None: the embedded Redis."""
+    redis_prefix: str
+    state_dir: Path
+    pg_bin: Path | None
+    redis_server: Path | None
+
+    workers: int
+    concurrency: int
+    simulated_seconds: float
+    max_attempts: int
+    retry_base_seconds: float
+    retry_max_seconds: float
+    retention_seconds: float
+    """0 keeps final tasks for ever."""
+
+    lease_seconds: float
+    heartbeat_seconds: float
+    relay_seconds: float
+    lost_margin_seconds: float
+    """How much older than what waits in the stream a publication must be to count as lost."""
+    grace_seconds: float
+    statement_timeout_seconds: float
+    stream_max_entries: int
+    group_size: int
+    max_waiting: int
+
+    max_body_bytes: int
+    body_timeout_seconds: float
+    keepalive_seconds: float
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        """Raises SettingsError: one line that names the variable and what is wrong."""
+        try:
+            return cls(**_read(Env()))
+        except EnvValidationError as error:
+            raise SettingsError(_one_line(error)) from None
+
+
+def _read(env: Env) -> dict[str, Any]:
+    positive = Range(min=0, min_inclusive=False)
+    not_negative = Range(min=0)
+    lease = env.float("TASKSVC_LEASE_SECONDS", 15.0, validate=positive)
+    return {
+        # The house.
+        "app_env": env.str("APP_ENV", "dev"),
+        "log_level": env.str("LOG_LEVEL", "debug", validate=_one_of(*LOG_LEVELS)).lower(),
+        "log_file_path": Path(env.str("LOG_FILE_PATH", "logs/app.log", validate=Length(min=1))),
+        "host": env.str("HOST", "127.0.0.1"),
+        "port": env.int("PORT", 8000, validate=Range(0, 65_535)),
+        "http": env.str("TASKSVC_HTTP", "on", validate=_one_of("on", "ops", "off")).lower(),
+        # PostgreSQL and Redis.
+        "database_url": _database_url(env.str("DATABASE_URL", "")),
+        "redis_url": _redis_url(env),
+        "redis_prefix": env.str("TASKSVC_REDIS_PREFIX", "tasksvc", validate=Length(min=1)),
+        "state_dir": Path(env.str("TASKSVC_STATE_DIR", ".tasksvc", validate=Length(min=1))),
+        "pg_bin": _path(env.str("TASKSVC_PG_BIN", "")),
+        "redis_server": _path(env.str("TASKSVC_REDIS_SERVER", "")),
+        # Tasks.
+        "workers": env.int("TASK_CONSUMER_WORKERS", 1, validate=Range(0, 1000)),
+        "concurrency": env.int("TASK_CONSUMER_CONCURRENCY", 100, validate=Range(1, 10_000)),
+        "simulated_seconds": env.float("TASK_SIMULATED_SECONDS", 3.0, validate=not_negative),
+        "max_attempts": env.int("TASK_MAX_ATTEMPTS", 3, validate=Range(1, 1000)),
+        "retry_base_seconds": env.float("TASK_RETRY_BASE_SECONDS", 1.0, validate=not_negative),
+        "retry_max_seconds": env.float("TASK_RETRY_MAX_SECONDS", 300.0, validate=not_negative),
+        "retention_seconds": env.float("TASK_RETENTION_SECONDS", 0.0, validate=not_negative),
+        # The duties.
+        "lease_seconds": lease,
+        "heartbeat_seconds": env.float(
+            "TASKSVC_HEARTBEAT_SECONDS",
+            lease / 5,
+            validate=Range(
+                0,
+                lease / 2,
+                min_inclusive=False,
+                error="Must be above 0, and at most half the lease.",
+            ),
+        ),
+        "relay_seconds": env.float("TASKSVC_RELAY_SECONDS", 2.5, validate=positive),
+        "lost_margin_seconds": env.float("TASKSVC_LOST_MARGIN_SECONDS", 5.0, validate=not_negative),
+        "grace_seconds": env.float("TASKSVC_GRACE_SECONDS", 20.0, validate=not_negative),
+        # Bounds.
+        "statement_timeout_seconds": env.float(
+            "TASKSVC_STATEMENT_TIMEOUT_SECONDS", 5.0, validate=positive
+        ),
+        "stream_max_entries": env.int("TASKSVC_STREAM_MAX_ENTRIES", 250_000, validate=Range(min=1)),
+        "group_size": env.int("TASKSVC_GROUP_SIZE", 500, validate=Range(1, 10_000)),
+        "max_waiting": env.int("TASKSVC_MAX_WAITING", 10_000, validate=Range(min=1)),
+        "max_body_bytes": env.int("TASKSVC_MAX_BODY_BYTES", 262_144, validate=Range(min=1)),
+        "body_timeout_seconds": env.float("TASKSVC_BODY_TIMEOUT_SECONDS", 5.0, validate=positive),
+        "keepalive_seconds": env.float("TASKSVC_KEEPALIVE_SECONDS", 60.0, validate=positive),
+    }
+
+
+def _one_of(*words: str) -> Callable[[str], None]:
+    def validate(value: str) -> None:
+        if value.lower() not in words:
+            raise ValidationError(f"Must be one of: {', '.join(words)}.")
+
+    return validate
+
+
+def _path(value: str) -> Path | None:
+    return Path(value) if value else None
+
+
+def _database_url(url: str) -> str | None:
+    """The URL as libpq understands it, whichever driver it was written for."""
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise SettingsError("DATABASE_URL: Not a valid URL.") from None
+    if parts.scheme not in _SCHEMES:
+        raise SettingsError(f"DATABASE_URL: Must begin with one of: {', '.join(_SCHEMES)}.")
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if ssl := parameters.pop("ssl", None):  # asyncpg's word
+        parameters.setdefault("sslmode", "require" if ssl.lower() == "true" else ssl)
+    kept = {name: value for name, value in parameters.items() if name not in _OF_OTHER_DRIVERS}
+    for name in kept:
+        if not _is_libpq_url(f"postgresql:///?{quote(name)}=0"):
+            raise SettingsError(f"DATABASE_URL: PostgreSQL knows no parameter {name[:40]!r}.")
+    cleaned = urlunsplit(
+        ("postgresql", parts.netloc, parts.path, urlencode(kept, quote_via=quote), "")
+    )
+    if not _is_libpq_url(cleaned):
+        raise SettingsError("DATABASE_URL: Not a valid PostgreSQL URL.")
+    return cleaned
+
+
+def _is_libpq_url(url: str) -> bool:
+    try:
+        parse_dsn(url)
+    except (ProgrammingError, ValueError):  # its message may repeat the password
+        return False
+    return True
+
+
+def _redis_url(env: Env) -> str | None:
+    url = env.str("REDIS_URL", "")
+    host = env.str("REDIS_HOST", "")
+    port = env.int("REDIS_PORT", 6379, validate=Range(1, 65_535))
+    password = env.str("REDIS_PASSWORD", "")
+    if url:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise SettingsError("REDIS_URL: Must begin with redis://, rediss:// or unix://.")
+        return url
+    if not host:
+        return None
+    credentials = f":{quote(password, safe='')}@" if password else ""
+    return f"redis://{credentials}{host}:{port}/0"
+
+
+def _one_line(error: EnvValidationError) -> str:
+    # environs: 'Environment variable "PORT" invalid: [...]'
+    name = str(error).split('"')[1]
+    return f"{name}: {' '.join(map(str, error.error_messages))}"

@@ -1,0 +1,193 @@
+"""The seam to aiopg: a connection that heals itself, one statement at a time, and our errors.
+
+aiopg's pool is not used: it loses wake-ups, and one hanging connect stops everybody. Each kind of
+work has a session of its own instead, so that no kind can starve another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import aiopg
+import psycopg2
+import structlog
+from psycopg2 import errorcodes
+
+from tasksvc.domain.errors import ContentRefused, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+Row = tuple[Any, ...]
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+_TRIES = 3
+"""A statement is run again after a deadlock or on a connection that turns out to be dead. Each is
+written so that running it again is right."""
+
+_RUN_AGAIN = frozenset({errorcodes.DEADLOCK_DETECTED, errorcodes.SERIALIZATION_FAILURE})
+
+# What aiopg, psycopg2 and uvloop raise when a connection breaks under them.
+_BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, RuntimeError)
+
+
+class _ServerCanceled(Exception):
+    """The server ended the statement: its own time limit, or an operator."""
+
+
+class Database:
+    """Where PostgreSQL is, and how to talk to it."""
+
+    def __init__(self, url: str, *, statement_timeout_seconds: float = 5.0) -> None:
+        self._url = url
+        self.statement_timeout_seconds = statement_timeout_seconds
+        self.is_up: bool | None = None
+        """Whether the last statement found PostgreSQL there; None before the first."""
+
+    def mark_up(self) -> None:
+        if not self.is_up:
+            self.is_up = True
+            log.info("PostgreSQL answers", action="postgres_up")
+
+    def mark_down(self, error: BaseException) -> None:
+        """Said once for each outage. What is not the server's own sentence may hold an address."""
+        if self.is_up is not False:
+            self.is_up = False
+            log.warning(
+                "PostgreSQL does not answer",
+                action="postgres_down",
+                error=type(error).__name__,
+                code=getattr(error, "pgcode", None),
+                reason=getattr(getattr(error, "diag", None), "message_primary", None),
+            )
+
+    def session(self, name: str) -> Session:
+        """A connection of its own, made when it is first needed."""
+        return Session(self, name)
+
+    async def connect(self, name: str) -> aiopg.Connection:
+        """Raises psycopg2.Error, OSError or TimeoutError."""
+        return await aiopg.connect(
+            self._url,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            enable_hstore=False,  # it costs a query for each connect
+            enable_uuid=False,  # ids are text for us
+            application_name=f"tasksvc-{os.getpid()}-{name}",
+            options=self._options(),
+            keepalives=1,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=15_000,
+        )
+
+    def _options(self) -> str:
+        timeout = round(self.statement_timeout_seconds * 1000)
+        settings = {
+            "timezone": "UTC",
+            # The client gives up first; these are the backstop for what it leaves behind.
+            "statement_timeout": timeout * 2,
+            "lock_timeout": timeout,
+            "idle_in_transaction_session_timeout": timeout * 2,
+            "client_connection_check_interval": 2000,
+            # Every statement finds its rows by an index. A young table without statistics must
+            # not talk the planner into reading all of it.
+            "enable_seqscan": "off",
+            "enable_hashjoin": "off",
+            "enable_mergejoin": "off",
+            "jit": "off",
+        }
+        return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+class Session:
+    """One connection and a line before it. It reconnects by itself."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._connection: aiopg.Connection | None = None
+        self._cursor: aiopg.Cursor | None = None
+
+    async def run(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """The rows of one statement; an empty list for one that has none.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is away or too slow. Whether the statement took effect is
+                unknown.
+            ContentRefused: a value does not fit the database; nothing took effect.
+        """
+        async with self._turn:
+            try:
+                rows = await self._run_healing(query, parameters)
+            except ContentRefused:
+                raise
+            except (psycopg2.Error, OSError, RuntimeError, _ServerCanceled) as error:
+                self._drop()
+                self._database.mark_down(error)
+                raise StoreUnavailable from None  # its text may hold SQL and addresses
+            except BaseException:
+                self._drop()
+                raise
+            self._database.mark_up()
+            return rows
+
+    async def close(self) -> None:
+        async with self._turn:
+            self._drop()
+
+    async def _run_healing(self, query: str, parameters: Mapping[str, Any] | None) -> list[Row]:
+        for _ in range(_TRIES - 1):
+            was_connected = self._connection is not None
+            try:
+                return await self._run(query, parameters)
+            except psycopg2.Error as error:
+                if error.pgcode not in _RUN_AGAIN and not (was_connected and self._is_broken()):
+                    raise
+            except TimeoutError:
+                raise
+            except _BROKEN:
+                if not was_connected:
+                    raise
+                self._drop()
+        return await self._run(query, parameters)
+
+    async def _run(self, query: str, parameters: Mapping[str, Any] | None) -> list[Row]:
+        cursor = await self._open()
+        try:
+            await cursor.execute(
+                query, parameters, timeout=self._database.statement_timeout_seconds
+            )
+        except asyncio.CancelledError as error:
+            # aiopg turns a statement that the *server* canceled into a CancelledError. Taken for
+            # a real one it would end a consumer in silence.
+            if _is_canceled_by_us():
+                raise
+            raise _ServerCanceled from error
+        except (psycopg2.DataError, psycopg2.IntegrityError, ValueError):
+            raise ContentRefused from None  # its text holds the value
+        return await cursor.fetchall() if cursor.description else []
+
+    async def _open(self) -> aiopg.Cursor:
+        if self._cursor is None or self._is_broken():
+            self._drop()
+            self._connection = await self._database.connect(self._name)
+            self._cursor = await self._connection.cursor()
+        return self._cursor
+
+    def _is_broken(self) -> bool:
+        return self._connection is None or bool(self._connection.closed)
+
+    def _drop(self) -> None:
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is not None:
+            connection.close()
+
+
+def _is_canceled_by_us() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

@@ -1,0 +1,140 @@
+"""Group commit: many callers, one statement.
+
+A statement for one row costs a round trip, a parse, a commit and an fsync; one for a hundred rows
+costs little more. Callers leave their items and wait; whenever the writer is free it takes all that
+is waiting. There is no timer: an idle service writes at once, and under load the groups grow by
+themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from copy import copy
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from tasksvc.domain.errors import ContentRefused, Overloaded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Entry(Generic[Item, Result]):
+    """One caller: what it brought, and where it waits."""
+
+    items: Sequence[Item]
+    results: asyncio.Future[Sequence[Result]]
+
+
+class Group(Generic[Item, Result]):
+    """One kind of statement. `write` takes many items and gives one result for each, in order.
+
+    The statement runs in an asyncio task of the group's own: a caller that is canceled or goes away
+    never cancels it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_size: int = 500,
+        max_waiting: int = 10_000,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._name = name
+        self._write = write
+        self._max_size = max_size
+        self._max_waiting = max_waiting
+        self._observe = observe
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._size = 0
+        self._writer: asyncio.Task[None] | None = None
+
+    async def join(self, item: Item) -> Result:
+        """The item's result, once its group is committed.
+
+        Raises:
+            Overloaded: the waiting line is full; nothing was done.
+            ContentRefused: the database does not take this very item.
+            StoreUnavailable: and anything else that `write` raises.
+        """
+        if self._size >= self._max_waiting:
+            raise Overloaded
+        return (await self.join_all((item,)))[0]
+
+    async def join_all(self, items: Sequence[Item]) -> Sequence[Result]:
+        """The results of many items, in order; they stay together.
+
+        For callers that are bounded by themselves: it never raises Overloaded.
+        """
+        loop = asyncio.get_running_loop()
+        entry = _Entry(items, loop.create_future())
+        self._waiting.append(entry)
+        self._size += len(items)
+        if self._writer is None:
+            # An empty context: the group belongs to none of its callers.
+            self._writer = loop.create_task(
+                self._write_waiting(), name=f"group-{self._name}", context=Context()
+            )
+        return await entry.results
+
+    async def drain(self) -> None:
+        """Waits until nothing is under way."""
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    async def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                await self._commit(self._take())
+        finally:
+            self._writer = None
+
+    def _take(self) -> list[_Entry[Item, Result]]:
+        group, size = [], 0
+        while self._waiting and size < self._max_size:
+            entry = self._waiting.popleft()
+            group.append(entry)
+            size += len(entry.items)
+        self._size -= size
+        self._observe(size)
+        return group
+
+    async def _commit(self, group: list[_Entry[Item, Result]]) -> None:
+        try:
+            results = await self._write([item for entry in group for item in entry.items])
+        except ContentRefused as error:
+            # One bad item must not fail its neighbours: halve until the culprit stands alone.
+            if len(group) == 1:
+                _fail(group, error)
+            else:
+                middle = len(group) // 2
+                await self._commit(group[:middle])
+                await self._commit(group[middle:])
+        except BaseException as error:
+            _fail(group, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            start = 0
+            for entry in group:
+                end = start + len(entry.items)
+                if not entry.results.done():
+                    entry.results.set_result(results[start:end])
+                start = end
+
+
+def _fail(group: list[_Entry[Item, Result]], error: BaseException) -> None:
+    for entry in group:
+        if entry.results.done():
+            continue
+        if isinstance(error, asyncio.CancelledError):
+            entry.results.cancel()
+        else:
+            # A copy for each: a shared exception collects everybody's traceback.
+            entry.results.set_exception(copy(error))

@@ -1,0 +1,184 @@
+"""The tasks in PostgreSQL: one method, one named query; what takes tasks takes many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tasksvc.domain.outcome import Finish
+from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
+from tasksvc.store import queries
+from tasksvc.store.arrays import plain_array, text_array
+from tasksvc.store.database import Database, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What PostgreSQL alone can tell."""
+
+    tasks: Mapping[str, int]
+    """How many tasks are in each status, over the whole table."""
+    oldest_pending_seconds: float
+    """How long the oldest due task has waited; 0 when none waits."""
+
+
+class TaskStore:
+    """Each kind of work has a session of its own, so that none waits for another.
+
+    Every method raises StoreUnavailable when PostgreSQL is away or too slow. Ids are UUIDs as text;
+    whoever calls has checked them.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._queries = queries.load()
+        self._sessions = {
+            name: database.session(name)
+            for name in ("insert", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
+        }
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    async def _run(self, session: str, query: str, **parameters: Any) -> list[Row]:
+        return await self._sessions[session].run(self._queries[query], parameters)
+
+    # A task's life.
+
+    async def insert_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
+        """The tasks as they were committed; one that was there already is missing.
+
+        Raises ContentRefused when one of them does not fit the database; none is kept then.
+        """
+        rows = await self._run(
+            "insert",
+            "insert_tasks",
+            ids=plain_array(task.id for task in tasks),
+            contents=text_array(task.content for task in tasks),
+            max_attempts=plain_array(task.max_attempts for task in tasks),
+            traceparents=text_array(task.traceparent for task in tasks),
+            published=plain_array(task.is_published for task in tasks),
+        )
+        return [_task(*row) for row in rows]
+
+    async def unpublish_tasks(self, ids: Sequence[str]) -> None:
+        await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
+
+    async def publish_due_tasks(self, lost_after_seconds: float, limit: int) -> list[str]:
+        rows = await self._run(
+            "duty", "publish_due_tasks", lost_after_seconds=lost_after_seconds, limit=limit
+        )
+        return [id for (id,) in rows]
+
+    async def find_due_tasks(self, limit: int) -> list[str]:
+        return [id for (id,) in await self._run("duty", "find_due_tasks", limit=limit)]
+
+    async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))
+        return [Claim(*row) for row in rows]
+
+    async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        """The ids whose attempt was the current one, and so was written."""
+        outcomes = [finish.outcome for finish in finishes]
+        rows = await self._run(
+            "finish",
+            "finish_tasks",
+            **_attempts(finishes),
+            charges=plain_array(int(outcome.is_charged) for outcome in outcomes),
+            delays=plain_array(outcome.delay_seconds for outcome in outcomes),
+            errors=text_array(
+                None if outcome.error is None else orjson.dumps(outcome.error).decode()
+                for outcome in outcomes
+            ),
+        )
+        return [id for (id,) in rows]
+
+    async def find_finished_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        rows = await self._run("finish", "find_finished_tasks", **_attempts(finishes))
+        return [id for (id,) in rows]
+
+    async def release_tasks(self, worker_id: str) -> list[str]:
+        return [id for (id,) in await self._run("lease", "release_tasks", worker_id=worker_id)]
+
+    async def cancel_tasks(self, ids: Sequence[str]) -> list[Canceled]:
+        """Those that were not final yet."""
+        rows = await self._run("cancel", "cancel_tasks", ids=plain_array(ids))
+        return [Canceled(_task(*row), worker_id) for *row, worker_id in rows]
+
+    async def rescue_tasks(self, worker_ids: Sequence[str], limit: int) -> list[tuple[str, Status]]:
+        """What the lapsed workers held, and where each went."""
+        rows = await self._run(
+            "duty", "rescue_tasks", worker_ids=plain_array(worker_ids), limit=limit
+        )
+        return [(id, Status(status)) for id, status in rows]
+
+    async def delete_finished_tasks(self, retention_seconds: float, limit: int) -> int:
+        rows = await self._run(
+            "duty", "delete_finished_tasks", retention_seconds=retention_seconds, limit=limit
+        )
+        return len(rows)
+
+    async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
+        """Those that are there, in no order."""
+        return [_task(*row) for row in await self._run("get", "get_tasks", ids=plain_array(ids))]
+
+    # Who holds what.
+
+    async def register_worker(self, worker_id: str, name: str, lease_seconds: float) -> None:
+        await self._run(
+            "lease", "register_worker", worker_id=worker_id, name=name, lease_seconds=lease_seconds
+        )
+
+    async def renew_lease(
+        self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float
+    ) -> tuple[bool, list[str]]:
+        """Whether the worker still is one, and which of its running tasks are no longer its own."""
+        ((is_renewed, lost),) = await self._run(
+            "lease",
+            "renew_lease",
+            worker_id=worker_id,
+            lease_seconds=lease_seconds,
+            ids=plain_array(attempts),
+            attempts=plain_array(attempts.values()),
+        )
+        return is_renewed, lost
+
+    async def lapse_workers(self) -> None:
+        await self._run("duty", "lapse_workers")
+
+    async def find_lapsed_workers(self, worker_id: str | None) -> tuple[list[str], float | None]:
+        """The dead, and the seconds until the next lease of another worker could run out."""
+        ((lapsed, next_seconds),) = await self._run(
+            "duty", "find_lapsed_workers", worker_id=worker_id
+        )
+        return lapsed, next_seconds
+
+    async def forget_workers(self, worker_ids: Sequence[str]) -> None:
+        await self._run("lease", "forget_workers", worker_ids=plain_array(worker_ids))
+
+    # What operators see.
+
+    async def measure(self) -> Measures:
+        ((tasks, age),) = await self._run("watch", "measure")
+        return Measures({status: tasks.get(status, 0) for status in Status}, age or 0.0)
+
+    async def fold_tally(self) -> None:
+        await self._run("duty", "fold_tally")
+
+    async def ping(self) -> None:
+        await self._run("watch", "ping")
+
+
+def _task(id: str, content: str, status: str, created_at: Any, updated_at: Any, error: Any) -> Task:
+    return Task(id, content, Status(status), created_at, updated_at, error)
+
+
+def _attempts(finishes: Sequence[Finish]) -> dict[str, str]:
+    return {
+        "ids": plain_array(finish.id for finish in finishes),
+        "attempts": plain_array(finish.attempt for finish in finishes),
+        "statuses": plain_array(finish.outcome.status for finish in finishes),
+    }

@@ -1,0 +1,203 @@
+-- Every query of the service, in the order of a task's life, each with its transition written above it.
+--
+-- One statement is one transition: its WHERE names the statuses that it may leave, so losing a race is an answer and
+-- not an error. Each may run twice: a connection that is lost during a commit leaves its outcome unknown, and the
+-- statement is simply run again. Rows are locked in the order of their ids, or two groups could deadlock.
+-- Decisions use PostgreSQL's clock alone.
+
+-- insert_tasks --
+-- (nothing) -> pending. An id that is there already was inserted by the same call's first try.
+INSERT INTO task (id, content, max_attempts, traceparent, published_at)
+SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END
+FROM unnest(
+    %(ids)s::uuid[], %(contents)s::text[], %(max_attempts)s::int[], %(traceparents)s::text[], %(published)s::bool[]
+) AS new (id, content, max_attempts, traceparent, is_published)
+ON CONFLICT (id) DO NOTHING
+RETURNING id, content, status, created_at, updated_at, error;
+
+-- unpublish_tasks --
+-- pending stays pending: the stream did not take them, so the relay has to.
+UPDATE task SET published_at = NULL
+WHERE id IN (SELECT id FROM task WHERE id = ANY(%(ids)s::uuid[]) AND status = 'pending' ORDER BY id FOR UPDATE);
+
+-- publish_due_tasks --
+-- pending stays pending: due tasks that are not in the stream, to be published now. Either nobody has published them
+-- yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
+WITH unpublished AS (
+    SELECT id FROM task
+    WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
+    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), lost AS (
+    SELECT id FROM task
+    WHERE finished_at IS NULL AND status = 'pending'
+      AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+      AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET published_at = clock_timestamp()
+WHERE id IN (SELECT id FROM unpublished UNION ALL SELECT id FROM lost)
+RETURNING id;
+
+-- find_due_tasks --
+-- No change: what a consumer may claim when there is no stream to tell it.
+SELECT id FROM task
+WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
+ORDER BY due_at LIMIT %(limit)s;
+
+-- claim_tasks --
+-- pending -> processing. No row for one that is somebody else's, not due or final by now, or locked this instant.
+-- One that this worker holds already was claimed by a call whose answer was lost: it comes back with its attempt.
+-- The lock on the worker's row keeps the rescuer from declaring it dead half way.
+WITH holder AS (
+    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+), wanted AS (
+    SELECT task.id, task.status FROM task, holder
+    WHERE task.id = ANY(%(ids)s::uuid[])
+      AND (task.status = 'pending' AND task.due_at <= statement_timestamp()
+           OR task.status = 'processing' AND task.worker_id = holder.id)
+    ORDER BY task.id FOR UPDATE OF task SKIP LOCKED
+)
+UPDATE task SET
+    status = 'processing',
+    worker_id = %(worker_id)s::uuid,
+    attempt = task.attempt + CASE wanted.status WHEN 'pending' THEN 1 ELSE 0 END,
+    updated_at = clock_timestamp()
+FROM wanted WHERE task.id = wanted.id
+RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
+    extract(epoch FROM clock_timestamp() - due_at)::float8;
+
+-- finish_tasks --
+-- processing -> completed | failed | pending again. No row when the attempt is no longer the current one.
+WITH result AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[], %(charges)s::int[], %(delays)s::float8[],
+        %(errors)s::text[]
+    ) AS result (id, attempt, status, charge, delay_seconds, error)
+), held AS (
+    SELECT task.id FROM task JOIN result USING (id, attempt)
+    WHERE task.status = 'processing' ORDER BY task.id FOR UPDATE OF task
+)
+UPDATE task SET
+    status = result.status,
+    worker_id = NULL,
+    failures = failures + result.charge,
+    error = result.error::jsonb,
+    updated_at = clock_timestamp(),
+    finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
+    due_at = CASE result.status
+        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => result.delay_seconds) ELSE due_at END,
+    published_at = CASE WHEN result.status <> 'pending' THEN published_at END
+FROM result JOIN held USING (id) WHERE task.id = result.id
+RETURNING task.id;
+
+-- find_finished_tasks --
+-- No change: those of the results that are in the table, whoever asks for the second time.
+SELECT task.id FROM task
+JOIN unnest(%(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[]) AS result (id, attempt, status)
+USING (id, attempt, status);
+
+-- release_tasks --
+-- processing -> pending: all that a worker still holds when it stops. Nobody is charged.
+UPDATE task SET
+    status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), due_at = clock_timestamp(), published_at = NULL
+WHERE id IN (
+    SELECT id FROM task WHERE finished_at IS NULL AND status = 'processing' AND worker_id = %(worker_id)s::uuid
+    ORDER BY id FOR UPDATE
+)
+RETURNING id;
+
+-- cancel_tasks --
+-- pending | processing -> canceled. With each, the worker that was running it.
+WITH live AS (
+    SELECT id, worker_id FROM task
+    WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('pending', 'processing') ORDER BY id FOR UPDATE
+)
+UPDATE task SET
+    status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
+FROM live WHERE task.id = live.id
+RETURNING task.id, content, status, created_at, updated_at, error, live.worker_id;
+
+-- rescue_tasks --
+-- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
+WITH held AS (
+    SELECT id, failures + 1 >= max_attempts AS is_spent FROM task
+    WHERE finished_at IS NULL AND status = 'processing' AND worker_id = ANY(%(worker_ids)s::uuid[])
+    ORDER BY id LIMIT %(limit)s FOR UPDATE
+)
+UPDATE task SET
+    status = CASE WHEN is_spent THEN 'failed' ELSE 'pending' END::task_status,
+    worker_id = NULL,
+    failures = failures + 1,
+    error = jsonb_build_object('type', 'WorkerLost', 'message', 'The worker stopped answering.', 'attempt', attempt),
+    updated_at = clock_timestamp(),
+    finished_at = CASE WHEN is_spent THEN clock_timestamp() END,
+    due_at = CASE WHEN is_spent THEN due_at ELSE clock_timestamp() END,
+    published_at = CASE WHEN is_spent THEN published_at END
+FROM held WHERE task.id = held.id
+RETURNING task.id, status;
+
+-- delete_finished_tasks --
+-- completed | failed | canceled -> (nothing), oldest first, a few at a time. Ids are time-ordered, so this reads the
+-- old end of the primary key and needs no index of its own.
+DELETE FROM task WHERE id IN (
+    SELECT id FROM task
+    WHERE finished_at < statement_timestamp() - make_interval(secs => %(retention_seconds)s)
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+RETURNING id;
+
+-- get_tasks --
+SELECT id, content, status, created_at, updated_at, error FROM task WHERE id = ANY(%(ids)s::uuid[]);
+
+-- register_worker --
+INSERT INTO worker (id, name, expires_at)
+VALUES (%(worker_id)s::uuid, %(name)s, clock_timestamp() + make_interval(secs => %(lease_seconds)s))
+ON CONFLICT (id) DO NOTHING;
+
+-- renew_lease --
+-- One row: whether the worker still is one, and which of the tasks that it runs are no longer its own.
+WITH renewed AS (
+    UPDATE worker SET expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+    WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL
+    RETURNING id
+)
+SELECT
+    EXISTS (SELECT FROM renewed),
+    ARRAY(
+        SELECT running.id::text FROM unnest(%(ids)s::uuid[], %(attempts)s::int[]) AS running (id, attempt)
+        LEFT JOIN task ON task.id = running.id
+        WHERE (task.status, task.attempt, task.worker_id)
+            IS DISTINCT FROM ('processing'::task_status, running.attempt, %(worker_id)s::uuid)
+    );
+
+-- lapse_workers --
+-- Declares dead whose lease ran out.
+UPDATE worker SET lapsed_at = clock_timestamp() WHERE lapsed_at IS NULL AND expires_at < statement_timestamp();
+
+-- find_lapsed_workers --
+-- One row: the dead, and the seconds until the next lease could run out (NULL: nobody else is there).
+SELECT
+    ARRAY(SELECT id::text FROM worker WHERE lapsed_at IS NOT NULL),
+    (SELECT extract(epoch FROM min(expires_at) - clock_timestamp())::float8 FROM worker
+     WHERE lapsed_at IS NULL AND id IS DISTINCT FROM %(worker_id)s::uuid);
+
+-- forget_workers --
+DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
+
+-- measure --
+-- One row: how many tasks are in each status, and the age in seconds of the oldest that could be claimed.
+SELECT
+    (SELECT coalesce(json_object_agg(status, tasks), '{}') FROM
+        (SELECT status, sum(tasks) AS tasks FROM task_tally GROUP BY status) AS total),
+    (SELECT extract(epoch FROM statement_timestamp() - due_at)::float8 FROM task
+     WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp() ORDER BY due_at LIMIT 1);
+
+-- fold_tally --
+-- The tally's rows become one for each status. What another fold has in hand is left to it.
+WITH folded AS (
+    DELETE FROM task_tally WHERE ctid IN (SELECT ctid FROM task_tally FOR UPDATE SKIP LOCKED) RETURNING status, tasks
+)
+INSERT INTO task_tally SELECT status, sum(tasks) FROM folded GROUP BY status;
+
+-- ping --
+SELECT 1;

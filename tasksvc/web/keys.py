@@ -1,0 +1,15 @@
+"""What the application carries: nothing but keys, so that nobody imports the application."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from tasksvc.metrics import Metrics
+from tasksvc.service import TaskService
+from tasksvc.web.health import Health
+from tasksvc.web.limits import Limits
+
+SERVICE = web.AppKey("service", TaskService)
+METRICS = web.AppKey("metrics", Metrics)
+HEALTH = web.AppKey("health", Health)
+LIMITS = web.AppKey("limits", Limits)

@@ -1,0 +1,94 @@
+"""What every request passes: its id, its measure, and one place that turns errors into answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from http import HTTPStatus
+from uuid import uuid4
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from tasksvc.domain.errors import ContentRefused, TaskIsFinal, TaskNotFound, Unavailable
+from tasksvc.web.keys import METRICS
+from tasksvc.web.problems import Problem, unavailable
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+HEADERS = {
+    hdrs.SERVER: "tasksvc",
+    hdrs.CACHE_CONTROL: "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@web.middleware
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: whatever happens within, the client gets an answer that we shaped."""
+    started = time.perf_counter()
+    request_id = request.headers.get("X-Request-ID", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = uuid4().hex
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    try:
+        response = await handler(request)
+    except Exception as error:
+        response = _problem(error).response()
+    response.headers.update(HEADERS)
+    response.headers["X-Request-ID"] = request_id
+    _observe(request, response.status, time.perf_counter() - started)
+    return response
+
+
+def _problem(error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case TaskNotFound():
+            return Problem(HTTPStatus.NOT_FOUND, str(error))
+        case TaskIsFinal():
+            return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)
+        case Unavailable():
+            return unavailable(str(error))
+        case ContentRefused():
+            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        case web.HTTPMethodNotAllowed():
+            allow = ", ".join(sorted(error.allowed_methods))
+            return Problem(
+                HTTPStatus.METHOD_NOT_ALLOWED, f"Allowed here: {allow}.", headers={"Allow": allow}
+            )
+        case web.HTTPRequestEntityTooLarge():
+            return Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "The body is too large.",
+                headers={hdrs.CONNECTION: "close"},
+            )
+        case web.HTTPException():
+            status = HTTPStatus(error.status)
+            return Problem(status, status.description or status.phrase)
+        case _:
+            log.error("Unexpected", action="request_failed", exc_info=error)
+            return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
+
+
+def _observe(request: web.Request, status: int, seconds: float) -> None:
+    # Labels come from closed sets: never the path or the method as the client wrote it.
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "none"
+    method = request.method if request.method in _METHODS else "other"
+    request.app[METRICS].observe_request(route, method, status, seconds)
+    log.debug(
+        "Answered",
+        action="answered",
+        method=method,
+        route=route,
+        status=status,
+        milliseconds=round(seconds * 1000, 2),
+    )

@@ -1,0 +1,53 @@
+"""Errors of a request, as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+MEDIA_TYPE = "application/problem+json"
+
+RETRY_AFTER_SECONDS = 1
+
+
+class Problem(Exception):
+    """An answer that is an error. `detail` is for people; it never repeats the request."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **extensions: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers or {}
+        self.extensions = extensions
+
+    def body(self) -> bytes:
+        return orjson.dumps(
+            {
+                "type": "about:blank",
+                "title": self.status.phrase,
+                "status": self.status.value,
+                "detail": str(self),
+                **self.extensions,
+            }
+        )
+
+    def response(self) -> web.Response:
+        return web.Response(
+            status=self.status, body=self.body(), headers=self.headers, content_type=MEDIA_TYPE
+        )
+
+
+def unavailable(detail: str) -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )

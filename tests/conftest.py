@@ -1,0 +1,191 @@
+"""Real servers for every test: one PostgreSQL and one Redis for the session, a database and a key
+prefix of its own for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
+from tasksvc.metrics import Metrics
+from tasksvc.service import TaskService
+from tasksvc.settings import Settings
+from tasksvc.store.database import Database
+from tasksvc.store.migrate import migrate
+from tasksvc.store.task_store import TaskStore
+from tasksvc.stream.task_stream import TaskStream
+from tests.harness import ServiceProcess, clean_environment, query
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """The session's PostgreSQL. It keeps nothing on disk for long, so it need not fsync."""
+    options = {"fsync": "off", "max_connections": "200"}
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), options=options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), persistent=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a database with the schema in it, to be copied."""
+    name = "template_tasksvc"
+    query(postgres.url, f"CREATE DATABASE {name}")
+    asyncio.run(migrate(Database(database_named(postgres.url, name))))
+    return name
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    query(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield database_named(postgres.url, name)
+    query(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    return f"test-{next(_numbers)}"
+
+
+@pytest.fixture
+def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """A client of the test's own, to look and to break."""
+    with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def environment(
+    database_url: str, redis_server: EmbeddedRedis, redis_prefix: str, free_port: int
+) -> dict[str, str]:
+    """The variables of a service that is quick about everything."""
+    return clean_environment(
+        DATABASE_URL=database_url,
+        REDIS_URL=redis_server.url,
+        TASKSVC_REDIS_PREFIX=redis_prefix,
+        PORT=free_port,
+        TASK_SIMULATED_SECONDS=0,
+        TASK_RETRY_BASE_SECONDS=0,
+        TASKSVC_LEASE_SECONDS=2,
+        TASKSVC_RELAY_SECONDS=0.2,
+        TASKSVC_LOST_MARGIN_SECONDS=0.5,
+        TASKSVC_GRACE_SECONDS=5,
+    )
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The same, for a service within the test."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings.from_env()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def start_service(
+    environment: dict[str, str], tmp_path: Path
+) -> Iterator[Callable[..., ServiceProcess]]:
+    """Starts a service as a process, with what the test wants else; as often as it likes."""
+    services: list[ServiceProcess] = []
+
+    def start(**variables: object) -> ServiceProcess:
+        folder = tmp_path / f"service-{len(services) + 1}"
+        folder.mkdir()
+        env = environment | {name: str(value) for name, value in variables.items()}
+        if services and "PORT" not in variables:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                env["PORT"] = str(probe.getsockname()[1])
+        service = ServiceProcess(folder, env)
+        services.append(service)
+        service.start()
+        return service
+
+    yield start
+    for service in services:
+        service.end()
+
+
+@pytest.fixture
+def service(start_service: Callable[..., ServiceProcess]) -> ServiceProcess:
+    """A service as a process, whose tasks take no time."""
+    return start_service()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("test")
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[TaskStore]:
+    store = TaskStore(Database(database_url))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def stream(redis_server: EmbeddedRedis, redis_prefix: str) -> AsyncIterator[TaskStream]:
+    stream = TaskStream(
+        redis_server.url, prefix=redis_prefix, readers=4, block_seconds=0.1, max_entries=10_000
+    )
+    await stream.open()
+    yield stream
+    await stream.close()
+
+
+@pytest.fixture
+async def make_task_service(
+    store: TaskStore, stream: TaskStream, metrics: Metrics
+) -> AsyncIterator[Callable[..., TaskService]]:
+    """Makes services over the test's store and stream, each a worker of its own."""
+    services = []
+
+    def make(**overrides: Any) -> TaskService:
+        defaults: dict[str, Any] = {
+            "max_attempts": 3,
+            "lease_seconds": 5.0,
+            "lost_margin_seconds": 0.5,
+            "group_size": 100,
+            "max_waiting": 1000,
+        }
+        service = TaskService(store, stream, metrics, **(defaults | overrides))
+        services.append(service)
+        return service
+
+    yield make
+    for service in services:
+        await service.flush()
+
+
+@pytest.fixture
+def task_service(make_task_service: Callable[..., TaskService]) -> TaskService:
+    return make_task_service()
+
+
+def database_named(url: str, name: str) -> str:
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
