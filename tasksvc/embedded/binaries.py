@@ -95,7 +95,8 @@ def find_redis(named: Path | None = None) -> RedisProgram:
 
 
 def _postgres_candidates(named: Path | None) -> Iterator[PostgresPrograms]:
-    for folder, source in _named(named, "bin_dir", POSTGRES_VARIABLE):
+    if given := _given(named, POSTGRES_VARIABLE):
+        folder, source = given
         if not _has_postgres(folder):
             raise EmbeddedError(f"{source} is {folder}, which lacks `postgres` or `initdb`")
         yield PostgresPrograms(folder, source)
@@ -112,7 +113,8 @@ def _postgres_candidates(named: Path | None) -> Iterator[PostgresPrograms]:
 
 
 def _redis_candidates(named: Path | None) -> Iterator[RedisProgram]:
-    for path, source in _named(named, "server", REDIS_VARIABLE):
+    if given := _given(named, REDIS_VARIABLE):
+        path, source = given
         if not _is_program(path):
             raise EmbeddedError(f"{source} is {path}, which is not a program")
         yield RedisProgram(path, source)
@@ -127,11 +129,10 @@ def _redis_candidates(named: Path | None) -> Iterator[RedisProgram]:
             yield RedisProgram(Path(folder, name), "the system's folders")
 
 
-def _named(named: Path | None, argument: str, variable: str) -> Iterator[tuple[Path, str]]:
-    if named is not None:
-        yield named.absolute(), argument
-    elif value := os.environ.get(variable):
-        yield Path(value).absolute(), variable
+def _given(argument: Path | None, variable: str) -> tuple[Path, str] | None:
+    """What was asked for by name: it is used or it is wrong, and nothing else will do."""
+    path = argument or os.environ.get(variable)
+    return (Path(path).absolute(), f"the path given ({variable})") if path else None
 
 
 def _wheel(package: str) -> Path | None:

@@ -1,5 +1,6 @@
 """Programs that the server's user can run: a virtual environment below /root shuts it out."""
 
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,11 @@ _CACHE = Path("/var/cache/tasksvc")
 _PROBE_SECONDS = 20.0
 #: Half of the wheel's files, and no server reads them.
 _NOT_TO_RUN = shutil.ignore_patterns("include", "doc", "*.a", "__pycache__")
+
+_WAYS_OUT = (
+    "start tasksvc as an ordinary user, or set TASKSVC_PG_BIN to programs that every user may"
+    " run, or set DATABASE_URL to a running server"
+)
 
 
 def version_of(programs: PostgresPrograms) -> str:
@@ -39,18 +45,16 @@ def runnable_by(
     return copy
 
 
-_WAYS_OUT = (
-    "start tasksvc as an ordinary user, or set TASKSVC_PG_BIN to programs that every user may"
-    " run, or set DATABASE_URL to a running server"
-)
-
-
 def _runs(programs: PostgresPrograms, account: Account) -> bool:
     if not account.switch:
         return True
     try:
         _ask_version(programs, account)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EPERM:  # of the change of user: a file would say EACCES
+            raise EmbeddedError(
+                f"root may not become user {account.uid} here: {_WAYS_OUT}"
+            ) from error
         return False
     return True
 

