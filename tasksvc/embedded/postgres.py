@@ -142,7 +142,7 @@ class EmbeddedPostgres(Server):
         )
 
     def _socket_folder(self, account: Account) -> Path:
-        """Home itself, or a folder of the temporary ones when its path is too long."""
+        """Home itself, or a temporary folder when its path will not do."""
         if _fits(self.home):
             return self.home
         link = self._socket_link
@@ -150,7 +150,7 @@ class EmbeddedPostgres(Server):
             return link.readlink()
         folder = Path(tempfile.mkdtemp(prefix="tasksvc-"))
         if not _fits(folder):
-            raise EmbeddedError(f"{folder} is too long for a socket: choose a shorter TMPDIR")
+            raise EmbeddedError(f"{folder} will not do for a socket: choose a shorter TMPDIR")
         account.own(folder)
         link.unlink(missing_ok=True)
         link.symlink_to(folder)
@@ -173,7 +173,9 @@ class EmbeddedPostgres(Server):
 
 
 def _fits(folder: Path) -> bool:
-    return len(os.fsencode(folder / _SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES
+    """Whether a socket can be there: for PostgreSQL a comma begins the next folder of a list."""
+    path = folder / _SOCKET_NAME
+    return len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES and not set(',"') & set(str(path))
 
 
 def _take_private(folder: Path, account: Account) -> bool:

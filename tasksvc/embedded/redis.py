@@ -20,6 +20,7 @@ from tasksvc.embedded.server import GONE_SECONDS, Announce, Server, announce_to_
 OLDEST_VERSION = (6, 2)
 
 _HOST = "127.0.0.1"
+_WHO = "PING\r\nINFO server\r\nQUIT\r\n"
 _ANSWER_SECONDS = 0.5
 #: A port that was free may be somebody's a moment later.
 _PORT_TRIES = 5
@@ -107,16 +108,20 @@ class EmbeddedRedis(Server):
     def _ask_to_stop(self, process: subprocess.Popen[bytes]) -> None:
         # A command is obeyed at once, a signal at Redis' next look, ten times a second.
         send(process.pid, signal.SIGCONT)
-        self._ask("SHUTDOWN\r\n")
+        if self._is_ours(self._ask(_WHO)):
+            self._ask("SHUTDOWN\r\n")
         super()._ask_to_stop(process)
 
     def _is_ready(self) -> bool:
-        answer = self._ask("PING\r\nINFO server\r\nQUIT\r\n")
-        # A stranger may answer on a port that we failed to get.
-        if not answer.startswith("+PONG") or f"process_id:{self.pid}\r" not in answer:
+        answer = self._ask(_WHO)
+        if not answer.startswith("+PONG") or not self._is_ours(answer):
             return False
         self._refuse_old(answer)
         return True
+
+    def _is_ours(self, answer: str) -> bool:
+        """A stranger may answer on a port that we failed to get."""
+        return f"process_id:{self.pid}\r" in answer
 
     def _refuse_old(self, information: str) -> None:
         found = re.search(r"redis_version:(\d+)\.(\d+)", information)

@@ -442,8 +442,11 @@ def test_data_that_belie_their_folder_are_refused(state: Path) -> None:
         version.write_text(major)
 
 
-def test_long_path_has_its_socket_elsewhere(state: Path, tmp_path: Path) -> None:
-    deep = tmp_path / ("long" * 30)
+@pytest.mark.parametrize("name", ["long" * 30, "a, b"])
+def test_socket_is_elsewhere_when_the_path_will_not_do(
+    state: Path, tmp_path: Path, name: str
+) -> None:
+    deep = tmp_path / name
     deep.symlink_to(state)
     with EmbeddedPostgres(deep, options=UNSAFE) as server:
         url, link = server.url, deep / "postgres" / "socket"
