@@ -37,6 +37,15 @@ _BATCH = 1000
 """Tasks in one step of what is not bounded by a group: a publication, a rescue, a clean-up."""
 
 
+_READ_SIZE = 100
+"""Tasks in one read, at most: each may be as large as a request may be."""
+
+
+def _weight(task: NewTask) -> int:
+    """Large contents count for many, so that a group and the waiting line are bounded in bytes."""
+    return 1 + len(task.content) // 4096
+
+
 class TaskService:
     """create, get, cancel for people and programs; claim, finish and the duties for work.
 
@@ -73,12 +82,16 @@ class TaskService:
         self._publisher: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
-        bounds = {"max_size": group_size, "max_waiting": max_waiting}
+        bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
         self._creates: Group[NewTask, Task] = Group(
-            "create", self._insert, observe=metrics.group_size("create"), **bounds
+            "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
         self._gets: Group[str, Task | None] = Group(
-            "get", self._get, observe=metrics.group_size("get"), **bounds
+            "get",
+            self._get,
+            observe=metrics.group_size("get"),
+            max_size=min(group_size, _READ_SIZE),
+            max_waiting=max_waiting,
         )
         self._cancels: Group[str, Canceled | Task | None] = Group(
             "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
@@ -233,8 +246,11 @@ class TaskService:
 
     async def rescue(self) -> float | None:
         """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
-        await self._store.lapse_workers()
-        dead, next_seconds = await self._store.find_lapsed_workers(self.worker_id)
+        # While PostgreSQL was away nobody could renew a lease. Who lives does it first.
+        unsettled = self._lease_seconds / 2 - self._store.up_seconds
+        if unsettled > 0:
+            return unsettled
+        dead, next_seconds = await self._store.lapse_workers(self.worker_id)
         if dead:
             log.warning("Workers stopped answering", action="workers_lapsed", workers=dead)
             await self._rescue_tasks(dead)

@@ -114,7 +114,7 @@ class Settings:
 def _read(env: Env) -> dict[str, Any]:
     positive = Range(min=0, min_inclusive=False)
     not_negative = Range(min=0)
-    lease = env.float("TASKSVC_LEASE_SECONDS", 15.0, validate=positive)
+    lease = env.float("TASKSVC_LEASE_SECONDS", 10.0, validate=positive)
     return {
         # The house.
         "app_env": env.str("APP_ENV", "dev"),
@@ -142,7 +142,7 @@ def _read(env: Env) -> dict[str, Any]:
         "lease_seconds": lease,
         "heartbeat_seconds": env.float(
             "TASKSVC_HEARTBEAT_SECONDS",
-            lease / 5,
+            lease / 4,
             validate=Range(
                 0,
                 lease / 2,

@@ -15,7 +15,7 @@ import structlog
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Run, Running, StopReason
-from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.domain.errors import LeaseLost, StreamUnavailable
 from tasksvc.domain.outcome import RELEASED, Finish, Outcome
 from tasksvc.domain.task import Claim
 from tasksvc.service import TaskService
@@ -93,12 +93,14 @@ class Consumer:
         await self._acknowledge([run.entry for run, _ in ended if run.entry is not None])
 
     async def _take_from_stream(self) -> int:
-        deliveries = await self._read()
+        if self._service.worker_id is None:
+            raise LeaseLost
+        deliveries = await self._read(self._service.worker_id)
         if not deliveries:
             return 0
         try:
             claims = await self._service.claim(list(deliveries))
-        except Unavailable:
+        except BaseException:
             # The entries stay ours in the group, and are read again when PostgreSQL is back.
             self._entries.difference_update(deliveries.values())
             self._reread()
@@ -117,9 +119,8 @@ class Consumer:
             self._start(claim, None)
         return len(claims)
 
-    async def _read(self) -> dict[str, str]:
+    async def _read(self, worker_id: str) -> dict[str, str]:
         """The ids of tasks, each with its entry in the stream."""
-        worker_id = self._service.worker_id or ""
         if self._reread_after is None:
             entries = await self._stream.read(worker_id, self._number, self._free)
         else:

@@ -19,8 +19,10 @@ class Heartbeat:
 
     async def run_once(self) -> int:
         try:
-            await self._service.renew_lease()
+            if self._service.worker_id is not None:
+                await self._service.renew_lease()
+                return 0
         except LeaseLost:
             log.warning("Declared dead, registers anew", action="lease_lost")
-            await self._service.register()
+        await self._service.register()
         return 0

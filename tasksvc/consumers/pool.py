@@ -45,9 +45,9 @@ class ConsumerPool:
         self._is_stopped = False
 
     async def start(self) -> None:
-        """Raises StoreUnavailable."""
         if self._consumers:
-            await self._service.register()
+            with suppress(Unavailable):  # then the heartbeat tries again
+                await self._service.register()
         for loop in self._loops():
             loop.start()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,12 +45,19 @@ class Database:
     def __init__(self, url: str, *, statement_timeout_seconds: float = 5.0) -> None:
         self._url = url
         self.statement_timeout_seconds = statement_timeout_seconds
+        self._up_since = 0.0
         self.is_up: bool | None = None
         """Whether the last statement found PostgreSQL there; None before the first."""
+
+    @property
+    def up_seconds(self) -> float:
+        """How long every statement has found PostgreSQL there; 0 while it is away."""
+        return time.monotonic() - self._up_since if self.is_up else 0.0
 
     def mark_up(self) -> None:
         if not self.is_up:
             self.is_up = True
+            self._up_since = time.monotonic()
             log.info("PostgreSQL answers", action="postgres_up")
 
     def mark_down(self, error: BaseException) -> None:

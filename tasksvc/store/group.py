@@ -27,12 +27,14 @@ class _Entry(Generic[Item, Result]):
     """One caller: what it brought, and where it waits."""
 
     items: Sequence[Item]
+    weight: int
     results: asyncio.Future[Sequence[Result]]
 
 
 class Group(Generic[Item, Result]):
     """One kind of statement. `write` takes many items and gives one result for each, in order.
 
+    An item counts as `weigh` says, or as one: a group holds `max_size`, the line `max_waiting`.
     The statement runs in an asyncio task of the group's own: a caller that is canceled or goes away
     never cancels it.
     """
@@ -44,15 +46,17 @@ class Group(Generic[Item, Result]):
         *,
         max_size: int = 500,
         max_waiting: int = 10_000,
+        weigh: Callable[[Item], int] | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._name = name
         self._write = write
         self._max_size = max_size
         self._max_waiting = max_waiting
+        self._weigh = weigh
         self._observe = observe
         self._waiting: deque[_Entry[Item, Result]] = deque()
-        self._size = 0
+        self._weight = 0
         self._writer: asyncio.Task[None] | None = None
 
     async def join(self, item: Item) -> Result:
@@ -63,7 +67,7 @@ class Group(Generic[Item, Result]):
             ContentRefused: the database does not take this very item.
             StoreUnavailable: and anything else that `write` raises.
         """
-        if self._size >= self._max_waiting:
+        if self._weight >= self._max_waiting:
             raise Overloaded
         return (await self.join_all((item,)))[0]
 
@@ -73,9 +77,10 @@ class Group(Generic[Item, Result]):
         For callers that are bounded by themselves: it never raises Overloaded.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(items, loop.create_future())
+        weight = len(items) if self._weigh is None else sum(map(self._weigh, items))
+        entry = _Entry(items, weight, loop.create_future())
         self._waiting.append(entry)
-        self._size += len(items)
+        self._weight += entry.weight
         if self._writer is None:
             # An empty context: the group belongs to none of its callers.
             self._writer = loop.create_task(
@@ -96,13 +101,14 @@ class Group(Generic[Item, Result]):
             self._writer = None
 
     def _take(self) -> list[_Entry[Item, Result]]:
-        group, size = [], 0
-        while self._waiting and size < self._max_size:
+        group: list[_Entry[Item, Result]] = []
+        weight = 0
+        while self._waiting and (not group or weight + self._waiting[0].weight <= self._max_size):
             entry = self._waiting.popleft()
             group.append(entry)
-            size += len(entry.items)
-        self._size -= size
-        self._observe(size)
+            weight += entry.weight
+        self._weight -= weight
+        self._observe(sum(len(entry.items) for entry in group))
         return group
 
     async def _commit(self, group: list[_Entry[Item, Result]]) -> None:

@@ -33,11 +33,17 @@ class TaskStore:
     """
 
     def __init__(self, database: Database) -> None:
+        self._database = database
         self._queries = queries.load()
         self._sessions = {
             name: database.session(name)
             for name in ("insert", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
         }
+
+    @property
+    def up_seconds(self) -> float:
+        """How long PostgreSQL has answered without a break, as far as is known here."""
+        return self._database.up_seconds
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -146,14 +152,9 @@ class TaskStore:
         )
         return is_renewed, lost
 
-    async def lapse_workers(self) -> None:
-        await self._run("duty", "lapse_workers")
-
-    async def find_lapsed_workers(self, worker_id: str | None) -> tuple[list[str], float | None]:
-        """The dead, and the seconds until the next lease of another worker could run out."""
-        ((lapsed, next_seconds),) = await self._run(
-            "duty", "find_lapsed_workers", worker_id=worker_id
-        )
+    async def lapse_workers(self, worker_id: str | None) -> tuple[list[str], float | None]:
+        """The other workers that are dead, and the seconds until the next could be."""
+        ((lapsed, next_seconds),) = await self._run("duty", "lapse_workers", worker_id=worker_id)
         return lapsed, next_seconds
 
     async def forget_workers(self, worker_ids: Sequence[str]) -> None:

@@ -171,15 +171,19 @@ SELECT
     );
 
 -- lapse_workers --
--- Declares dead whose lease ran out.
-UPDATE worker SET lapsed_at = clock_timestamp() WHERE lapsed_at IS NULL AND expires_at < statement_timestamp();
-
--- find_lapsed_workers --
--- One row: the dead, and the seconds until the next lease could run out (NULL: nobody else is there).
+-- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, and the seconds
+-- until the next lease of another could run out (NULL: nobody else is there).
+WITH other AS (
+    SELECT id, lapsed_at, expires_at FROM worker WHERE id IS DISTINCT FROM %(worker_id)s::uuid
+), lapsed AS (
+    UPDATE worker SET lapsed_at = clock_timestamp() FROM other
+    WHERE worker.id = other.id AND worker.lapsed_at IS NULL AND worker.expires_at < statement_timestamp()
+    RETURNING worker.id
+)
 SELECT
-    ARRAY(SELECT id::text FROM worker WHERE lapsed_at IS NOT NULL),
-    (SELECT extract(epoch FROM min(expires_at) - clock_timestamp())::float8 FROM worker
-     WHERE lapsed_at IS NULL AND id IS DISTINCT FROM %(worker_id)s::uuid);
+    ARRAY(SELECT id::text FROM lapsed UNION SELECT id::text FROM other WHERE lapsed_at IS NOT NULL),
+    (SELECT extract(epoch FROM min(expires_at) - statement_timestamp())::float8 FROM other
+     WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp());
 
 -- forget_workers --
 DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
