@@ -16,7 +16,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tasksvc.domain.errors import ContentRefused, Overloaded
+from tasksvc.domain.errors import ContentRefused, Overloaded, StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,16 +76,12 @@ class Group(Generic[Item, Result]):
 
         For callers that are bounded by themselves: it never raises Overloaded.
         """
-        loop = asyncio.get_running_loop()
         weight = len(items) if self._weigh is None else sum(map(self._weigh, items))
-        entry = _Entry(items, weight, loop.create_future())
+        entry = _Entry(items, weight, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._weight += entry.weight
         if self._writer is None:
-            # An empty context: the group belongs to none of its callers.
-            self._writer = loop.create_task(
-                self._write_waiting(), name=f"group-{self._name}", context=Context()
-            )
+            self._start_writer()
         return await entry.results
 
     async def drain(self) -> None:
@@ -93,12 +89,24 @@ class Group(Generic[Item, Result]):
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
+    def _start_writer(self) -> None:
+        # An empty context: the group belongs to none of its callers.
+        self._writer = asyncio.get_running_loop().create_task(
+            self._write_waiting(), name=f"group-{self._name}", context=Context()
+        )
+
     async def _write_waiting(self) -> None:
+        group: list[_Entry[Item, Result]] = []
         try:
             while self._waiting:
-                await self._commit(self._take())
+                group = self._take()
+                await self._commit(group)
         finally:
+            # Whoever still waits now was left by a writer that was killed.
+            _fail(group, StoreUnavailable())
             self._writer = None
+            if self._waiting:
+                self._start_writer()
 
     def _take(self) -> list[_Entry[Item, Result]]:
         group: list[_Entry[Item, Result]] = []
@@ -122,10 +130,8 @@ class Group(Generic[Item, Result]):
                 middle = len(group) // 2
                 await self._commit(group[:middle])
                 await self._commit(group[middle:])
-        except BaseException as error:
+        except Exception as error:
             _fail(group, error)
-            if not isinstance(error, Exception):
-                raise
         else:
             start = 0
             for entry in group:
@@ -135,12 +141,8 @@ class Group(Generic[Item, Result]):
                 start = end
 
 
-def _fail(group: list[_Entry[Item, Result]], error: BaseException) -> None:
+def _fail(group: list[_Entry[Item, Result]], error: Exception) -> None:
     for entry in group:
-        if entry.results.done():
-            continue
-        if isinstance(error, asyncio.CancelledError):
-            entry.results.cancel()
-        else:
+        if not entry.results.done():
             # A copy for each: a shared exception collects everybody's traceback.
-            entry.results.set_exception(copy(error))
+            entry.results.set_exception(copy(error).with_traceback(error.__traceback__))
