@@ -42,5 +42,12 @@ class RetryPolicy:
 def describe(error: BaseException, attempt: int) -> dict[str, Any]:
     """An exception as the task's `error` field shows it: never its traceback."""
     # NUL and lone surrogates do not fit into PostgreSQL's text.
-    message = str(error)[:MESSAGE_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
+    message = _text(error)[:MESSAGE_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
     return {"type": type(error).__name__, "message": message, "attempt": attempt}
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "This error can't say what it is."

@@ -1,0 +1,76 @@
+"""What follows a failure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tasksvc.domain.outcome import Outcome
+from tasksvc.domain.retry import MESSAGE_LENGTH, RetryPolicy, describe
+from tasksvc.domain.task import Claim, Status
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def after_failure(failures: int, max_attempts: int = 3, *, base: float = 1.0) -> Outcome:
+    claim = Claim("id", failures + 1, failures, max_attempts, "content", None, 0.0)
+    return RetryPolicy(base, 60.0).after_failure(claim, ValueError("no"))
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_failure_is_retried_while_attempts_are_left(failures: int) -> None:
+    outcome = after_failure(failures)
+
+    assert outcome.status is Status.PENDING
+    assert outcome.is_charged
+    assert 0 <= outcome.delay_seconds <= 2**failures
+    assert outcome.error == {"type": "ValueError", "message": "no", "attempt": failures + 1}
+
+
+@pytest.mark.parametrize(("failures", "max_attempts"), [(2, 3), (0, 1), (5, 3)])
+def test_last_failure_is_final(failures: int, max_attempts: int) -> None:
+    outcome = after_failure(failures, max_attempts)
+
+    assert outcome.status is Status.FAILED
+    assert outcome.is_charged
+    assert outcome.delay_seconds == 0
+    assert outcome.error is not None
+
+
+def test_delays_spread_over_all_of_a_growing_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = []
+    monkeypatch.setattr("random.uniform", lambda low, high: ranges.append((low, high)) or high)
+    policy = RetryPolicy(0.5, 10.0)
+    for failures in (1, 2, 3, 5, 6, 10_000):
+        policy.delay_seconds(failures)
+
+    assert ranges == [(0, 0.5), (0, 1.0), (0, 2.0), (0, 8.0), (0, 10.0), (0, 10.0)]
+
+
+def test_no_base_is_no_delay() -> None:
+    assert RetryPolicy(0, 60).delay_seconds(5) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError(), ""),
+        (ValueError("a\0b"), "ab"),
+        (ValueError("\ud800!"), "?!"),
+        (ValueError("ü€🙂"), "ü€🙂"),
+        (ValueError("x" * 10_000), "x" * MESSAGE_LENGTH),
+        (KeyError("key"), "'key'"),
+        (MuteError(), "This error can't say what it is."),
+    ],
+    ids=["empty", "nul", "surrogate", "unicode", "long", "key", "mute"],
+)
+def test_error_is_described_in_what_the_database_takes(error: Exception, message: str) -> None:
+    described = describe(error, 2)
+
+    assert described == {"type": type(error).__name__, "message": message, "attempt": 2}
+    assert "\\u0000" not in json.dumps(described)
+    json.dumps(described, ensure_ascii=False).encode()
