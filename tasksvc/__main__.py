@@ -21,6 +21,7 @@ from tasksvc import __version__, logs
 from tasksvc.app import POOL, create_app, open_database
 from tasksvc.domain.errors import Unavailable
 from tasksvc.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from tasksvc.handlers import Handler
 from tasksvc.settings import Settings, SettingsError
 from tasksvc.store.migrate import migrate as migrate_database
 from tasksvc.web.keys import HEALTH
@@ -39,7 +40,7 @@ def main() -> None:
 def run() -> None:
     """Serve, consume, or both. Without DATABASE_URL and REDIS_HOST: on private servers."""
     with _ready() as settings:
-        uvloop.run(_serve(settings))
+        uvloop.run(serve(settings))
 
 
 @main.command()
@@ -108,10 +109,10 @@ async def _migrate(settings: Settings) -> list[str]:
         raise click.ClickException(str(error)) from None
 
 
-async def _serve(settings: Settings) -> None:
+async def serve(settings: Settings, handler: Handler | None = None) -> None:
     """From start to stop. SIGTERM or SIGINT stops with grace, a second cuts the grace short, a
     third ends the process where it stands."""
-    app = create_app(settings)
+    app = create_app(settings, handler)
     stopping = _on_signals(app)
     runner = Runner(app, keepalive_seconds=settings.keepalive_seconds)
     try:

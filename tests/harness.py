@@ -53,9 +53,10 @@ def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 class ServiceProcess:
     """`python -m tasksvc run` as a process of its own."""
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], command: list[str] | None = None) -> None:
         self.folder = folder
-        self.env = env
+        self.env = env | {"PYTHONPATH": str(ROOT)}
+        self.command = command or [sys.executable, "-m", "tasksvc", "run"]
         self.port = int(env["PORT"])
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / "logs" / "app.log"
@@ -76,7 +77,7 @@ class ServiceProcess:
         with self._output.open("ab") as output:
             self._start_of_run = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasksvc", "run"],
+                self.command,
                 cwd=self.folder,
                 env=self.env,
                 stdin=subprocess.DEVNULL,

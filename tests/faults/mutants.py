@@ -1,0 +1,98 @@
+"""The service with one guard taken out: what the checker has to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tasksvc.store import queries
+from tasksvc.stream.task_stream import TaskStream
+
+
+def _replace_in_query(name: str, *replacements: tuple[str, str]) -> None:
+    original = queries.load
+
+    def load() -> dict[str, str]:
+        loaded = original()
+        for old, new in replacements:
+            assert old in loaded[name], f"{name} has no {old!r}"
+            loaded[name] = loaded[name].replace(old, new)
+        return loaded
+
+    queries.load = load  # type: ignore[assignment]
+
+
+def no_fence() -> None:
+    """A result is written whichever attempt it is of."""
+    _replace_in_query("finish_tasks", ("USING (id, attempt)", "USING (id)"))
+
+
+def no_watermark() -> None:
+    """What was lost after its publication is not looked for."""
+    _replace_in_query(
+        "publish_due_tasks",
+        (
+            "published_at <= statement_timestamp()",
+            "false AND published_at <= statement_timestamp()",
+        ),
+    )
+
+
+def acknowledge_first() -> None:
+    """An entry is acknowledged before its task is finished."""
+    original = TaskStream.read
+
+    async def read(self: TaskStream, *args: Any) -> Any:
+        entries = await original(self, *args)
+        if entries:
+            await self.acknowledge([entry for entry, _ in entries])
+        return entries
+
+    TaskStream.read = read  # type: ignore[method-assign]
+
+
+def cancel_anything() -> None:
+    """A cancel changes final tasks too. (The guard in the database has to go as well.)"""
+    _replace_in_query("cancel_tasks", ("AND status IN ('pending', 'processing')", ""))
+
+
+def group_from_the_end() -> None:
+    """The group starts at `$`: what was in the stream already is skipped."""
+
+    async def make_group(self: TaskStream) -> None:
+        import contextlib
+        import time
+
+        from redis.exceptions import ResponseError
+
+        from tasksvc.stream.keys import GROUP
+
+        with contextlib.suppress(ResponseError):
+            await self._commands.xgroup_create(self._keys.tasks, GROUP, id="$", mkstream=True)
+            self.lost_at = time.monotonic()
+
+    TaskStream._make_group = make_group  # type: ignore[method-assign]
+
+
+def rescue_the_living() -> None:
+    """The rescuer takes tasks whoever holds them."""
+    _replace_in_query("rescue_tasks", ("AND worker_id = ANY(%(worker_ids)s::uuid[])", ""))
+
+
+def uncharged_rescue() -> None:
+    """A dead holder is not counted: a task that kills its worker never ends."""
+    _replace_in_query("rescue_tasks", ("failures = failures + 1", "failures = failures"))
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        no_fence,
+        no_watermark,
+        acknowledge_first,
+        cancel_anything,
+        group_from_the_end,
+        rescue_the_living,
+        uncharged_rescue,
+    )
+}
