@@ -33,14 +33,14 @@ VOLUME /var/lib/tasksvc
 USER tasksvc
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["tasksvc", "health"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["tasksvc", "health"]
 ENTRYPOINT ["supervisord", "-c", "/etc/tasksvc/supervisord.conf"]
 
 
 FROM python:3.11-slim AS test
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/tasksvc/bin:$PATH
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends make prometheus \
+    && apt-get install -y --no-install-recommends curl make prometheus \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home tasksvc \
     && install -d -o tasksvc /opt/tasksvc /src
