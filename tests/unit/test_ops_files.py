@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tasksvc.metrics import Metrics
+from tasksvc.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 OPS = ROOT / "ops"
@@ -187,19 +188,24 @@ def test_compose_keeps_redis_on_disk():
     assert "--appendonly yes" in " ".join(command)
 
 
-def test_who_stops_the_service_waits_longer_than_it_needs():
+def test_who_stops_the_service_waits_longer_than_it_needs(monkeypatch):
+    monkeypatch.delenv("TASKSVC_GRACE_SECONDS", raising=False)
+    grace = Settings.from_env().grace_seconds
     app = load("docker-compose.yml")["services"]["app"]
 
-    assert 20 < int(supervised()["stopwaitsecs"]) < seconds(app["stop_grace_period"])
+    assert grace < int(supervised()["stopwaitsecs"]) < seconds(app["stop_grace_period"])
     assert supervised()["stopsignal"] == "TERM"
 
 
 @pytest.mark.parametrize("name", [".env.dev", ".env.test"])
-def test_env_file_names_what_compose_serves(name):
+def test_env_file_names_what_compose_serves(name, monkeypatch):
     values = dotenv.dotenv_values(ROOT / name)
     services = load("docker-compose.yml")["services"]
-    user = services["postgres"]["environment"]["POSTGRES_USER"]
-    password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+    postgres = services["postgres"]["environment"]
+
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings.from_env()
 
     assert set(values) == {
         "APP_ENV",
@@ -209,7 +215,8 @@ def test_env_file_names_what_compose_serves(name):
         "REDIS_HOST",
         "TASK_CONSUMER_WORKERS",
     }
-    assert values["DATABASE_URL"].startswith(
-        f"postgresql+asyncpg://{user}:{password}@postgres:5432/"
+    assert values["DATABASE_URL"].startswith("postgresql+asyncpg://")
+    assert settings.database_url == "postgresql://{}:{}@postgres:5432/{}".format(
+        postgres["POSTGRES_USER"], postgres["POSTGRES_PASSWORD"], postgres["POSTGRES_DB"]
     )
     assert values["REDIS_HOST"] in services
