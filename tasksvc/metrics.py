@@ -25,8 +25,7 @@ class Count:
     __slots__ = ("_counter", "value")
 
     def __init__(self, registry: Registry, name: str, doc: str) -> None:
-        self._counter = Counter(name, doc)
-        registry.register(self._counter)
+        self._counter = Counter(name, doc, registry=registry)
         self.value = 0
 
     def add(self, count: int = 1) -> None:
@@ -40,8 +39,7 @@ class Distribution:
     """A histogram, one series for each value of its labels."""
 
     def __init__(self, registry: Registry, name: str, doc: str, buckets: Sequence[float]) -> None:
-        self._histogram = Histogram(name, doc, buckets=buckets)
-        registry.register(self._histogram)
+        self._histogram = Histogram(name, doc, registry=registry, buckets=buckets)
 
     def series(self, **labels: str) -> Callable[[float], None]:
         """What observes a value of this series; keep it where it is used often."""
@@ -124,9 +122,10 @@ class Metrics:
             "process_resident_memory_bytes", "Resident memory size in bytes"
         )
         self._cpu_seconds = Counter(
-            "process_cpu_seconds_total", "Total user and system CPU time spent in seconds"
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds",
+            registry=self._registry,
         )
-        self._registry.register(self._cpu_seconds)
         self._open_fds = self._gauge("process_open_fds", "Number of open file descriptors")
         self._max_fds = self._gauge("process_max_fds", "Maximum number of open file descriptors")
         self._gauge(
@@ -193,9 +192,7 @@ class Metrics:
         return count
 
     def _gauge(self, name: str, doc: str) -> Gauge:
-        gauge = Gauge(name, doc)
-        self._registry.register(gauge)
-        return gauge
+        return Gauge(name, doc, registry=self._registry)
 
     def _distribution(self, name: str, doc: str, buckets: Sequence[float]) -> Distribution:
         return Distribution(self._registry, name, doc, buckets)

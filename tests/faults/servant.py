@@ -20,9 +20,9 @@ from typing import Any
 import uvloop
 
 from tasksvc import logs
-from tasksvc.__main__ import serve
 from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler
+from tasksvc.serve import serve
 from tasksvc.settings import Settings
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream

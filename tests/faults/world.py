@@ -1,0 +1,208 @@
+"""PostgreSQL, Redis and some services, with a proxy before each server: what the nemesis breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+
+from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
+from tasksvc.store.database import Database
+from tasksvc.store.migrate import migrate
+from tests.faults import audit
+from tests.faults.proxy import Proxy
+from tests.harness import ServiceProcess, clean_environment, query
+
+LEASE_SECONDS = 2.0
+GRACE_SECONDS = 1.0
+WORKERS = 2
+PREFIX = "chaos"
+CANARY = "canary-in-the-password"
+"""Part of the service's DATABASE_URL; PostgreSQL trusts it anyway. It must never be said."""
+
+DISK_MEGABYTES = 256
+
+
+class World:
+    """Everything that a run needs, in one folder."""
+
+    def __init__(self, folder: Path, services: int, *, clocks: Clocks | None = None) -> None:
+        self.folder = folder
+        self.clocks = clocks
+        self.effects_path = folder / "effects.jsonl"
+        self._services = services
+        self._stack = ExitStack()
+        self.has_disk = False
+        """PostgreSQL has a small disk of its own, which can be filled."""
+
+    def __enter__(self) -> World:
+        with ExitStack() as stack:
+            self.disk = self._mount(stack)
+            with self._clock("postgres"):
+                self.postgres = stack.enter_context(EmbeddedPostgres(self.disk))
+            with self._clock("redis"):
+                self.redis = stack.enter_context(EmbeddedRedis(self.folder / "redis"))
+            self._prepare_database()
+            where = parse_qs(urlsplit(self.postgres.url).query)
+            path = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
+            address = urlsplit(self.redis.url)
+            self.postgres_proxy = stack.enter_context(Proxy(path))
+            self.redis_proxy = stack.enter_context(
+                Proxy((address.hostname or "", address.port or 0))
+            )
+            self.services = [self._service(number) for number in range(1, self._services + 1)]
+            for service in self.services:
+                stack.callback(service.end)
+                service.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def database_url(self) -> str:
+        """Past the proxy, as a superuser: for the harness and the nemesis."""
+        return urlsplit(self.postgres.url)._replace(path="/chaos").geturl()
+
+    @property
+    def redis_key(self) -> str:
+        return f"{PREFIX}:tasks"
+
+    @contextmanager
+    def redis_client(self) -> Iterator[redis.Redis]:
+        """Past the proxy."""
+        with redis.Redis.from_url(
+            self.redis.url, decode_responses=True, socket_timeout=5, protocol=2
+        ) as client:
+            yield client
+
+    def restart(self, service: ServiceProcess) -> None:
+        """Starts it again if it is gone, without waiting until it is ready."""
+        if service.process.poll() is not None:
+            service.spawn()
+
+    def logs(self) -> str:
+        """All that the services said."""
+        return "".join(
+            path.read_text("utf-8", "replace")
+            for service in self.services
+            for path in (*service.folder.glob("*.txt"), *service.folder.glob("logs/*"))
+        )
+
+    def _prepare_database(self) -> None:
+        # Not a superuser: limits of connections hold for it.
+        query(self.postgres.url, "CREATE ROLE service LOGIN")
+        query(self.postgres.url, "CREATE DATABASE chaos OWNER service")
+        url = self.database_url.replace("postgres@", "service@", 1)
+        asyncio.run(migrate(Database(url)))
+        audit.install(self.database_url)
+        query(self.database_url, "GRANT ALL ON ALL TABLES IN SCHEMA public TO service")
+        query(self.database_url, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO service")
+
+    def _service(self, number: int) -> ServiceProcess:
+        folder = self.folder / f"service-{number}"
+        folder.mkdir()
+        env = clean_environment(
+            DATABASE_URL=f"postgresql://service:{CANARY}@127.0.0.1:{self.postgres_proxy.port}/chaos",
+            REDIS_URL=f"redis://127.0.0.1:{self.redis_proxy.port}/0",
+            TASKSVC_REDIS_PREFIX=PREFIX,
+            PORT=_free_port(),
+            LOG_LEVEL="info",
+            EFFECTS=self.effects_path,
+            MUTANT=os.environ.get("MUTANT", ""),
+            TASK_CONSUMER_WORKERS=WORKERS,
+            TASK_CONSUMER_CONCURRENCY=10,
+            TASK_RETRY_BASE_SECONDS=0.2,
+            TASK_RETRY_MAX_SECONDS=1,
+            TASK_MAX_ATTEMPTS=50,  # deaths are many here, and are not what should end a task
+            TASKSVC_LEASE_SECONDS=LEASE_SECONDS,
+            TASKSVC_RELAY_SECONDS=0.3,
+            TASKSVC_LOST_MARGIN_SECONDS=1,
+            TASKSVC_GRACE_SECONDS=GRACE_SECONDS,
+            TASKSVC_STATEMENT_TIMEOUT_SECONDS=2,
+            **(self.clocks.environment("service") if self.clocks else {}),
+        )
+        return ServiceProcess(folder, env, [sys.executable, "-m", "tests.faults.servant"])
+
+    def _mount(self, stack: ExitStack) -> Path:
+        disk = self.folder / "disk"
+        disk.mkdir()
+        disk.chmod(0o755)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(disk)]
+        if os.geteuid() == 0 and shutil.which("mount"):
+            mounted = subprocess.run(command, capture_output=True, check=False)
+            if mounted.returncode == 0:
+                self.has_disk = True
+                stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=False)
+        return disk
+
+    @contextmanager
+    def _clock(self, whose: str) -> Iterator[None]:
+        """What is started within has a clock that can be moved."""
+        before = dict(os.environ)
+        os.environ.update(self.clocks.environment(whose) if self.clocks else {})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+class Clocks:
+    """Clocks that can be moved, by libfaketime: one for each kind of process."""
+
+    LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for whose in ("service", "postgres", "redis"):
+            self.move(whose, 0)
+
+    @classmethod
+    def library(cls) -> str | None:
+        """Where libfaketime is; None when it is not installed."""
+        found = (str(path) for each in cls.LIBRARIES for path in Path("/").glob(each[1:]))
+        return next(found, None)
+
+    def move(self, whose: str, seconds: int) -> None:
+        """From now on its clock differs from the true one by so much."""
+        path = self._path(whose)
+        scratch = path.with_suffix(".new")
+        scratch.write_text(f"{seconds:+d}")
+        scratch.chmod(0o644)
+        scratch.replace(path)
+
+    def environment(self, whose: str) -> dict[str, str]:
+        return {
+            "LD_PRELOAD": self.library() or "",
+            "FAKETIME_TIMESTAMP_FILE": str(self._path(whose)),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def _path(self, whose: str) -> Path:
+        return self._folder / f"clock-{whose}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wipe(folder: Path) -> None:
+    """Removes what is in the folder."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
