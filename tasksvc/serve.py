@@ -32,6 +32,7 @@ async def serve(settings: Settings, handler: Handler | None = None) -> None:
 
     Raises CannotListen.
     """
+    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     app = create_app(settings, handler)
     stopping = _on_signals(app)
     runner = Runner(app, keepalive_seconds=settings.keepalive_seconds)
@@ -49,6 +50,18 @@ async def serve(settings: Settings, handler: Handler | None = None) -> None:
     finally:
         await runner.cleanup()
     log.info("Stopped", action="stopped")
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody was there to catch. Of a driver's error only the kind: its text may hold SQL."""
+    error = context.get("exception")
+    is_drivers = type(error).__module__.startswith(("psycopg2", "redis"))
+    log.warning(
+        "Nobody caught an error",
+        action="uncaught",
+        error=type(error).__name__,
+        exc_info=None if is_drivers else error,
+    )
 
 
 def _on_signals(app: web.Application) -> asyncio.Event:

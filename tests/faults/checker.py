@@ -72,9 +72,10 @@ class Evidence:
     expected_consumers: int = 0
     counted: dict[str, int] | None = None
     """`task_status` as a service told it at the end."""
-    said: str = ""
-    """Every answer's body that was not a task, and every log line."""
-    canaries: tuple[str, ...] = ()
+    answers: str = ""
+    """Every answer's body that was not a task."""
+    logs: str = ""
+    secrets: tuple[str, ...] = ()
     """What must never be said."""
     clock_jumped: bool = False
     """A clock was moved: then times of different processes say nothing."""
@@ -246,7 +247,7 @@ def holder_keeps_its_tasks(evidence: Evidence) -> Found:
         if lapse.at < lapse.expires_at and not evidence.clock_jumped:
             yield None, f"worker {lapse.id} was declared dead before its lease ran out"
     for event in evidence.events:
-        if event.error_type == "WorkerLost" and event.was == "processing":
+        if _is_rescue(event):
             lapse = lapsed.get(event.was_worker_id or "")
             if lapse is None or (lapse.at > event.at and not evidence.clock_jumped):
                 yield event.id, f"was taken from {event.was_worker_id}, which had not lapsed"
@@ -276,7 +277,7 @@ def attempts_are_bounded(evidence: Evidence) -> Found:
             yield id, f"failed {row.failures} times of {row.max_attempts}"
         if row.status == "failed" and row.failures != row.max_attempts:
             yield id, f"failed for good after {row.failures} of {row.max_attempts}"
-        dead = sum(e.error_type == "WorkerLost" and e.was == "processing" for e in events)
+        dead = sum(map(_is_rescue, events))
         if dead > row.failures:
             yield id, f"lost its worker {dead} times and was charged {row.failures}"
 
@@ -343,10 +344,26 @@ def answers_are_ours(evidence: Evidence) -> Found:
     for operation in evidence.operations:
         if operation.code not in allowed[operation.verb]:
             yield operation.id, f"{operation.verb} answered {operation.code}"
-    for canary in evidence.canaries:
-        if canary in evidence.said:
-            at = evidence.said.index(canary)
-            yield None, f"said {evidence.said[max(0, at - 60) : at + 60]!r}"
+    for word in (*evidence.secrets, *_INSIDES):
+        if word in evidence.answers:
+            yield None, f"answered {_around(word, evidence.answers)!r}"
+    for word in (*evidence.secrets, *_SQL):
+        if word in evidence.logs:
+            yield None, f"logged {_around(word, evidence.logs)!r}"
+
+
+_SQL = ("FROM task", "UPDATE task", "INSERT INTO", "psycopg2.errors")
+_INSIDES = ("Traceback", "psycopg2", "asyncio", *_SQL)
+
+
+def _around(word: str, text: str) -> str:
+    at = text.index(word)
+    return text[max(0, at - 60) : at + 60]
+
+
+def _is_rescue(event: Event) -> bool:
+    went_back = event.was == "processing" and event.status in ("pending", "failed")
+    return went_back and event.error_type == "WorkerLost"
 
 
 def _key(content: str) -> Any:

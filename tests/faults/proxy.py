@@ -121,8 +121,8 @@ class Proxy:
                 self._pass(reader, there[1], is_reply=False),
                 self._pass(there[0], writer, is_reply=True),
             )
-        except (OSError, RuntimeError):
-            pass
+        except (OSError, RuntimeError, asyncio.CancelledError):
+            pass  # canceled at the end only, and nobody waits for this task
         finally:
             self._writers -= pair
             for each in pair:

@@ -102,7 +102,8 @@ def recording(path: str) -> Handler:
 async def _obey(orders: dict[str, Any], claim: Claim) -> None:
     if orders.get("exits"):
         os._exit(DIED)
-    time.sleep(orders.get("block", 0))  # noqa: ASYNC251 - a handler that stalls the loop
+    if "block" in orders:
+        time.sleep(orders["block"])  # noqa: ASYNC251 - a handler that stalls the loop
     deadline = time.monotonic() + orders.get("seconds", 0)
     while (left := deadline - time.monotonic()) > 0:
         try:

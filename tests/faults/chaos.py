@@ -1,0 +1,324 @@
+"""`make chaos`: clients, a nemesis and a checker, for a given time and from a given seed.
+
+SEED=7 SECONDS=300 FAULTS=redis,service.kill make chaos
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import aiohttp
+import click
+import redis
+
+from tests.faults import audit, nemesis
+from tests.faults.checker import Effect, Evidence, Operation, Sample, check, story
+from tests.faults.world import CANARY, WORKERS, Clocks, World
+from tests.harness import query
+
+CLIENTS = 8
+DRAIN_SECONDS = 60.0
+REQUEST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made from; the same plan draws the same faults."""
+
+    seed: int
+    seconds: float
+    faults: str
+    services: int = 2
+    clients: int = CLIENTS
+    quiet_seconds: float = 2.0
+    """The least and about the usual pause between two faults."""
+
+
+class Client:
+    """Creates, reads and cancels at some service, and writes down what it saw."""
+
+    def __init__(
+        self, number: int, urls: list[str], seed: int, operations: list[Operation]
+    ) -> None:
+        self._number = number
+        self._urls = urls
+        self._random = random.Random(f"{seed}-{number}")
+        self._operations = operations
+        self._said: list[str] = []
+        self._known: list[str] = []
+        self._keys = itertools.count()
+
+    @property
+    def said(self) -> list[str]:
+        """The bodies of answers that were not a task."""
+        return self._said
+
+    async def run(self, is_over: Callable[[], bool]) -> None:
+        timeout = aiohttp.ClientTimeout(REQUEST_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while not is_over():
+                await self._act(session)
+                await asyncio.sleep(self._random.uniform(0, 0.1))
+
+    async def _act(self, session: aiohttp.ClientSession) -> None:
+        verb = self._random.choices(["create", "get", "cancel"], [5, 4, 2])[0]
+        if not self._known:
+            verb = "create"
+        url = self._random.choice(self._urls)
+        if verb == "create":
+            key = f"{self._number}-{next(self._keys)}"
+            content = json.dumps({"key": key, **self._orders()})
+            body = json.dumps({"content": content}).encode()
+            await self._request(session, "POST", f"{url}/task", verb, key, None, body)
+        else:
+            id = self._random.choice(self._known[-30:])
+            path = f"{url}/task/{id}" + ("/cancel" if verb == "cancel" else "")
+            await self._request(session, "GET" if verb == "get" else "PATCH", path, verb, "", id)
+
+    def _orders(self) -> dict[str, object]:
+        """What the task is to do: mostly quick, some slow, some raise once or twice."""
+        orders: dict[str, object] = {"seconds": self._random.choice([0, 0, 0.02, 0.1, 0.5, 1.5])}
+        if self._random.random() < 0.1:
+            orders |= {"raises": "told to", "until": self._random.randint(2, 3)}
+        return orders
+
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        verb: str,
+        key: str,
+        id: str | None,
+        body: bytes | None = None,
+    ) -> None:
+        started = time.time()
+        code = status = None
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with session.request(method, url, data=body, headers=headers) as answer:
+                text = await answer.text()
+                code = answer.status
+            if code in (200, 201):
+                task = json.loads(text)
+                id, status = task["id"], task["status"]
+            else:
+                self._said.append(text)
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            code = status = None  # nobody knows whether it took effect
+        if code == 201 and id is not None:
+            self._known.append(id)
+        self._operations.append(
+            Operation(self._number, verb, key, id, started, time.time(), code, status)
+        )
+
+
+class Run:
+    """One run of a plan in a world."""
+
+    def __init__(self, plan: Plan, world: World, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._world = world
+        self._say = say
+        self._started = time.monotonic()
+        self._operations: list[Operation] = []
+        self._samples: list[Sample] = []
+        self._injected: Counter[str] = Counter()
+        self._failure: BaseException | None = None
+
+    def go(self) -> Evidence:
+        """What there is to check, after all is healed and drained."""
+        urls = [service.url for service in self._world.services]
+        clients = [
+            Client(number, urls, self._plan.seed, self._operations)
+            for number in range(1, self._plan.clients + 1)
+        ]
+        over = threading.Event()
+
+        async def load() -> None:
+            await asyncio.gather(*(client.run(over.is_set) for client in clients))
+
+        loading = threading.Thread(target=lambda: asyncio.run(load()))
+        loading.start()
+        try:
+            self._sample_for(1.5)
+            self._break_things()
+        finally:
+            over.set()
+            loading.join()
+            self._tell("heals everything")
+            nemesis.heal(self._world)
+        self._drain()
+        return self._evidence([text for client in clients for text in client.said])
+
+    def _break_things(self) -> None:
+        chance = random.Random(self._plan.seed)
+        names = nemesis.chosen(self._plan.faults, self._world)
+        deck: list[str] = []
+        while time.monotonic() - self._started < self._plan.seconds:
+            if not deck:  # every fault has its turn before one comes again
+                deck = names.copy()
+                chance.shuffle(deck)
+            name = deck.pop()
+            self._tell(f"breaks {name}")
+            nemesis.FAULTS[name](nemesis.Scene(self._world, chance))
+            nemesis.heal(self._world)
+            self._injected[name] += 1
+            time.sleep(chance.uniform(self._plan.quiet_seconds / 2, self._plan.quiet_seconds))
+
+    def _sample_for(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with self._world.redis_client() as client:
+            while time.monotonic() < deadline:
+                before = self._processing()
+                try:
+                    entries = client.xpending_range(
+                        self._world.redis_key, "tasksvc", "-", "+", 10_000
+                    )
+                    fields = dict(client.xrange(self._world.redis_key))
+                except redis.ResponseError:
+                    continue
+                in_hand = {fields.get(e["message_id"], {}).get("id") for e in entries}
+                # What is in both looks was processed at the moment between them.
+                processing = before & self._processing()
+                self._samples.append(
+                    Sample(frozenset(id for id, _ in processing), frozenset(filter(None, in_hand)))
+                )
+
+    def _processing(self) -> set[tuple[str, int]]:
+        return set(
+            query(
+                self._world.database_url,
+                "SELECT id::text, attempt FROM task WHERE status = 'processing'",
+            )
+        )
+
+    def _drain(self) -> None:
+        """Waits until every task has ended and the stream is empty, or for the time it may take."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        before = -1
+        while time.monotonic() < deadline:
+            ((live,),) = query(
+                self._world.database_url, "SELECT count(*) FROM task WHERE finished_at IS NULL"
+            )
+            if live != before:
+                self._tell(f"drains: {live} tasks are left")
+            before = live
+            if not live and self._stream() == (0, 0):
+                return
+            time.sleep(0.2)
+
+    def _stream(self) -> tuple[int, int]:
+        with self._world.redis_client() as client:
+            try:
+                pending = client.xpending(self._world.redis_key, "tasksvc")["pending"]
+            except redis.ResponseError:
+                return -1, -1
+            return client.xlen(self._world.redis_key), pending
+
+    def _evidence(self, said: list[str]) -> Evidence:
+        url = self._world.database_url
+        effects = self._world.effects_path.read_text().splitlines()
+        depth, pending = self._stream()
+        with self._world.redis_client() as client:
+            consumers = len(client.xinfo_consumers(self._world.redis_key, "tasksvc"))
+        return Evidence(
+            operations=self._operations,
+            events=audit.events(url),
+            lapses=audit.lapses(url),
+            effects=[Effect(**json.loads(line)) for line in effects],
+            rows=audit.rows(url),
+            samples=self._samples,
+            stream_depth=depth,
+            stream_pending=pending,
+            consumers=consumers,
+            expected_consumers=len(self._world.services) * WORKERS,
+            counted=self._counted(),
+            answers="\n".join(said),
+            logs=self._world.logs(),
+            secrets=(CANARY,),
+            clock_jumped=any(name.startswith("clock.") for name in self._injected),
+        )
+
+    def _counted(self) -> dict[str, int]:
+        statuses = ("pending", "processing", "completed", "failed", "canceled")
+        service = self._world.services[0]
+        return {
+            status: int(service.metric(f'task_status{{status="{status}"}}')) for status in statuses
+        }
+
+    def summary(self) -> str:
+        codes = Counter((o.verb, o.code) for o in self._operations)
+        told = ", ".join(
+            f"{verb} {code}: {n}" for (verb, code), n in sorted(codes.items(), key=str)
+        )
+        return f"{sum(self._injected.values())} faults; {told}"
+
+    def _tell(self, text: str) -> None:
+        self._say(f"[{time.monotonic() - self._started:6.1f} s] {text}")
+
+
+def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[Evidence, str]:
+    """The evidence of one run, and a line about it."""
+    clocks = Clocks(folder) if "clock" in plan.faults else None
+    with World(folder, plan.services, clocks=clocks) as world:
+        run = Run(plan, world, say)
+        evidence = run.go()
+        return evidence, run.summary()
+
+
+def keep(evidence: Evidence, folder: Path) -> Path:
+    """Writes all of it down, for whoever has to find out why."""
+    path = folder / "evidence.jsonl"
+    with path.open("w") as file:
+        for kind in ("operations", "events", "lapses", "effects", "rows"):
+            for each in getattr(evidence, kind):
+                file.write(json.dumps({"kind": kind, **asdict(each)}) + "\n")
+    return path
+
+
+@click.command()
+@click.option("--seed", envvar="SEED", type=int, default=None, help="Draws the faults.")
+@click.option("--seconds", envvar="SECONDS", default=60.0, show_default=True)
+@click.option("--faults", envvar="FAULTS", default="*", show_default=True)
+@click.option("--services", envvar="SERVICES", default=2, show_default=True)
+def main(seed: int | None, seconds: float, faults: str, services: int) -> None:
+    """Break everything, and check that no promise was broken."""
+    seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    click.echo(f"SEED={seed} SECONDS={seconds:g} FAULTS={faults} SERVICES={services}")
+    with tempfile.TemporaryDirectory(prefix="tasksvc-chaos-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        evidence, summary = run(Plan(seed, seconds, faults, services), folder, click.echo)
+        violations = check(evidence)
+        click.echo(f"{summary}; {len(evidence.rows)} tasks")
+        if not violations:
+            click.secho("Every invariant held.", fg="green")
+            return
+        for violation in violations[:20]:
+            click.secho(str(violation), fg="red")
+        told = next((violation.id for violation in violations if violation.id), None)
+        if told:
+            click.echo("\n".join([f"The history of {told}:", *story(evidence, told)]))
+        target = Path(os.environ.get("EVIDENCE_DIR", "bench-results"))
+        target.mkdir(exist_ok=True)
+        kept = keep(evidence, target)
+        (target / "services.log").write_text(evidence.logs)
+        click.echo(f"{len(violations)} violations; all is in {kept}. Again: SEED={seed} make chaos")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
