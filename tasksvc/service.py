@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -75,6 +76,8 @@ class TaskService:
         self.worker_id: str | None = None
         """Who this process is while it holds a lease."""
         self._held: dict[str, int] = {}  # id -> attempt; 0 while the claim is under way
+        self._doubtful_until = 0.0
+        self._must_settle = False
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
 
@@ -174,9 +177,14 @@ class TaskService:
         claims: list[Claim] = []
         try:
             claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
+        except BaseException:
+            # It may have taken, or may still take, what nobody here knows of.
+            doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
+            self._doubtful_until = time.monotonic() + doubt_seconds
+            raise
         finally:
             for id in wanted:
-                del self._held[id]
+                self._held.pop(id, None)
             self._held.update((claim.id, claim.attempt) for claim in claims)
         for claim in claims:
             self._metrics.task_wait_seconds(max(0.0, claim.waited_seconds))
@@ -222,6 +230,9 @@ class TaskService:
         # What was finished in the meantime is not lost.
         lost = [id for id in lost if self._held.get(id) == held[id]]
         self.on_lost(lost)
+        if time.monotonic() < self._doubtful_until:
+            self._must_settle = True
+            self._spawn(self._settle())
         return len(lost)
 
     async def publish_due(self) -> int:
@@ -273,6 +284,9 @@ class TaskService:
         if worker_id is None:
             return
         released = await self._store.release_tasks(worker_id)
+        # A claim may be under way whose caller is gone. This waits for it, and none comes later.
+        await self._store.retire_worker(worker_id)
+        released += await self._store.release_tasks(worker_id)
         self._held.clear()
         if released:
             log.info("Handed back", action="released", tasks=len(released))
@@ -319,9 +333,21 @@ class TaskService:
         return [canceled.pop(id, None) or found.get(id) for id in ids]
 
     async def _claim(self, ids: list[str]) -> list[Claim | None]:
-        if self.worker_id is None:
+        worker_id = self.worker_id
+        if worker_id is None:
             raise LeaseLost
-        claimed = {claim.id: claim for claim in await self._store.claim_tasks(self.worker_id, ids)}
+        if self._must_settle:
+            # Here no other claim of this process is under way.
+            self._must_settle = False
+            if released := await self._store.release_tasks(worker_id, self._held):
+                log.warning("Handed back", action="settled", tasks=len(released))
+        if not ids:
+            return []
+        claimed = {claim.id: claim for claim in await self._store.claim_tasks(worker_id, ids)}
+        if not claimed:  # all of them taken elsewhere, or this worker was declared dead?
+            is_renewed, _ = await self._store.renew_lease(worker_id, {}, self._lease_seconds)
+            if not is_renewed:
+                raise LeaseLost
         return [claimed.get(id) for id in ids]
 
     async def _finish(self, finishes: list[Finish]) -> list[bool]:
@@ -332,6 +358,12 @@ class TaskService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    async def _settle(self) -> None:
+        """Has the claims' group hand back what the database says that this worker holds, and it
+        does not know of: the work of claims whose answers were lost."""
+        with suppress(Unavailable):
+            await self._claims.join_all(())
 
     def _count(self, finish: Finish, is_written: bool) -> None:
         if not is_written:

@@ -54,9 +54,10 @@ class Consumer:
         self._stream = stream
         self._executor = executor
         self._running = running
-        self._entries: set[str] = set()  # given to this consumer, and not acknowledged yet
+        self._entries: set[str] = set()  # of runs, and not acknowledged yet
         self._reread_after: str | None = "0"
         self._retry_stream_at = 0.0
+        self._is_drained = False  # the stream had nothing; while it takes nothing, the store may
         self._finisher = _Finisher(self)
         self.reading = Loop(self)
         self.finishing = Loop(self._finisher)
@@ -73,15 +74,24 @@ class Consumer:
             return 0
         self.pause_seconds = 0.0  # a blocked read is the pause
         if self._stream.is_up or time.monotonic() >= self._retry_stream_at:
+            if (
+                self._is_drained
+                and not self._stream.is_open
+                and (taken := await self._take_from_store())
+            ):
+                return taken
+            self.pause_seconds = 0.0
             try:
-                return await self._take_from_stream()
+                taken = await self._take_from_stream()
             except StreamUnavailable:
                 self._retry_stream_at = time.monotonic() + _STREAM_RETRY_SECONDS
-                self._reread()  # an answer may have been lost on its way
+            else:
+                self._is_drained = not taken
+                return taken
         return await self._take_from_store()
 
     async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
-        """Writes what the runs came to; only then acknowledges, and frees their places."""
+        """Writes what the runs came to, and frees their places."""
         finishes = [Finish(run.claim.id, run.claim.attempt, out) for run, out in ended if out]
         if finishes:
             await self._service.finish(finishes)
@@ -90,21 +100,25 @@ class Consumer:
                 self._service.drop(run.claim.id)
         self._free += len(ended)
         self.reading.wake()
+
+    async def acknowledge(self, ended: list[tuple[Run, Outcome | None]]) -> None:
+        """Only after `finish`."""
         await self._acknowledge([run.entry for run, _ in ended if run.entry is not None])
 
     async def _take_from_stream(self) -> int:
         if self._service.worker_id is None:
             raise LeaseLost
-        deliveries = await self._read(self._service.worker_id)
-        if not deliveries:
-            return 0
         try:
-            claims = await self._service.claim(list(deliveries))
+            return await self._take(await self._read(self._service.worker_id))
         except BaseException:
-            # The entries stay ours in the group, and are read again when PostgreSQL is back.
-            self._entries.difference_update(deliveries.values())
+            # What it was given stays its own in the group, and is read again.
             self._reread()
             raise
+
+    async def _take(self, deliveries: dict[str, str]) -> int:
+        if not deliveries:
+            return 0
+        claims = await self._service.claim(list(deliveries))
         for claim in claims:
             self._start(claim, deliveries.pop(claim.id))
         # The rest is final or in other hands: nothing is left to do about it.
@@ -136,7 +150,6 @@ class Consumer:
                 useless.append(entry)
             else:
                 deliveries[id] = entry
-        self._entries.update(deliveries.values())
         await self._acknowledge(useless)
         return deliveries
 
@@ -147,6 +160,8 @@ class Consumer:
     def _start(self, claim: Claim, entry: str | None) -> None:
         run = Run(claim, entry)
         self._free -= 1
+        if entry is not None:
+            self._entries.add(entry)
         self._running.add(run)
         run.task = asyncio.create_task(self._executor.execute(run), name=f"task-{claim.id}")
         run.task.add_done_callback(partial(self._end, run))
@@ -165,13 +180,16 @@ class Consumer:
         if not entries:
             return
         self._entries.difference_update(entries)
+        is_heard = False
         try:
             if self._stream.is_up:
                 await self._stream.acknowledge(entries)
-                return
+                is_heard = True
         except StreamUnavailable:
             pass
-        self._reread()
+        finally:
+            if not is_heard:
+                self._reread()
 
 
 class _Finisher:
@@ -194,4 +212,5 @@ class _Finisher:
             # The results are kept and tried again. Nobody else can have the tasks meanwhile.
             self.ended = ended + self.ended
             raise
+        await self._consumer.acknowledge(ended)
         return len(ended)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import structlog
@@ -41,7 +40,7 @@ class Executor:
             self._observe(time.perf_counter() - started)
 
     def _after(self, error: BaseException, run: Run) -> Outcome | None:
-        if isinstance(error, asyncio.CancelledError) and run.stop_reason is not None:
+        if run.stop_reason is not None:  # whatever it made of its cancellation
             return None if run.stop_reason is StopReason.LOST else RELEASED
         outcome = self._retry.after_failure(run.claim, error)
         log.warning("Handler failed", action="handler_failed", then=outcome.status, exc_info=error)

@@ -8,7 +8,7 @@ from tasksvc.stream.task_stream import TaskStream
 
 class Listener:
     name = "listener"
-    pause_seconds = 1.0
+    pause_seconds = 0.0  # a blocked read is the pause
 
     def __init__(self, stream: TaskStream, running: Running) -> None:
         self._stream = stream

@@ -119,4 +119,8 @@ class Loop:
             return
         error = None if task.cancelled() else task.exception()
         log.error("Ended, starts again", action="loop_ended", loop=self.name, exc_info=error)
-        self.start()
+        asyncio.get_running_loop().call_later(_FIRST_BACKOFF_SECONDS, self._start_again)
+
+    def _start_again(self) -> None:
+        if not self._is_stopping:
+            self.start()

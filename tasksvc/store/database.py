@@ -50,6 +50,11 @@ class Database:
         """Whether the last statement found PostgreSQL there; None before the first."""
 
     @property
+    def longest_statement_seconds(self) -> float:
+        """The server's own limit: what the client has given up may go on there for so long."""
+        return 2 * self.statement_timeout_seconds
+
+    @property
     def up_seconds(self) -> float:
         """How long every statement has found PostgreSQL there; 0 while it is away."""
         return time.monotonic() - self._up_since if self.is_up else 0.0
@@ -97,7 +102,7 @@ class Database:
         settings = {
             "timezone": "UTC",
             # The client gives up first; these are the backstop for what it leaves behind.
-            "statement_timeout": timeout * 2,
+            "statement_timeout": round(self.longest_statement_seconds * 1000),
             "lock_timeout": timeout,
             "idle_in_transaction_session_timeout": timeout * 2,
             "client_connection_check_interval": 2000,

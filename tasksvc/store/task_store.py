@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,11 @@ class TaskStore:
             name: database.session(name)
             for name in ("insert", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
         }
+
+    @property
+    def longest_statement_seconds(self) -> float:
+        """By then, whatever was sent to PostgreSQL is over there too."""
+        return self._database.longest_statement_seconds
 
     @property
     def up_seconds(self) -> float:
@@ -106,8 +111,12 @@ class TaskStore:
         rows = await self._run("finish", "find_finished_tasks", **_attempts(finishes))
         return [id for (id,) in rows]
 
-    async def release_tasks(self, worker_id: str) -> list[str]:
-        return [id for (id,) in await self._run("lease", "release_tasks", worker_id=worker_id)]
+    async def release_tasks(self, worker_id: str, kept: Iterable[str] = ()) -> list[str]:
+        """What the worker holds and does not keep."""
+        rows = await self._run(
+            "lease", "release_tasks", worker_id=worker_id, kept=plain_array(kept)
+        )
+        return [id for (id,) in rows]
 
     async def cancel_tasks(self, ids: Sequence[str]) -> list[Canceled]:
         """Those that were not final yet."""
@@ -156,6 +165,9 @@ class TaskStore:
         """The other workers that are dead, and the seconds until the next could be."""
         ((lapsed, next_seconds),) = await self._run("duty", "lapse_workers", worker_id=worker_id)
         return lapsed, next_seconds
+
+    async def retire_worker(self, worker_id: str) -> None:
+        await self._run("lease", "retire_worker", worker_id=worker_id)
 
     async def forget_workers(self, worker_ids: Sequence[str]) -> None:
         await self._run("lease", "forget_workers", worker_ids=plain_array(worker_ids))

@@ -97,11 +97,13 @@ JOIN unnest(%(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[]) A
 USING (id, attempt, status);
 
 -- release_tasks --
--- processing -> pending: all that a worker still holds when it stops. Nobody is charged.
+-- processing -> pending: all that a worker still holds when it stops, or that it does not know to hold. Nobody is
+-- charged.
 UPDATE task SET
     status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), due_at = clock_timestamp(), published_at = NULL
 WHERE id IN (
     SELECT id FROM task WHERE finished_at IS NULL AND status = 'processing' AND worker_id = %(worker_id)s::uuid
+      AND id <> ALL(%(kept)s::uuid[])
     ORDER BY id FOR UPDATE
 )
 RETURNING id;
@@ -184,6 +186,10 @@ SELECT
     ARRAY(SELECT id::text FROM lapsed UNION SELECT id::text FROM other WHERE lapsed_at IS NOT NULL),
     (SELECT extract(epoch FROM min(expires_at) - statement_timestamp())::float8 FROM other
      WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp());
+
+-- retire_worker --
+-- From here on it claims nothing: this waits for its claims that are under way, and refuses those that come later.
+UPDATE worker SET lapsed_at = clock_timestamp() WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL;
 
 -- forget_workers --
 DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);

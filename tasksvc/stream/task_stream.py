@@ -70,8 +70,8 @@ class TaskStream:
         self._pubsub: PubSub | None = None
         self.is_up = False
         """Whether the last command found Redis there."""
-        self.is_full = False
-        """Whether the last publication did not fit."""
+        self.is_refusing = False
+        """Whether the last publication did not go in, all of it: no room, or no memory."""
         self.lost_at: float | None = None
         """When (`time.monotonic`) the group was found missing and made anew: whatever was published
         before may be lost. Whoever has published it again sets this back to None."""
@@ -79,7 +79,7 @@ class TaskStream:
     @property
     def is_open(self) -> bool:
         """Whether a publication now is likely to succeed."""
-        return self.is_up and not self.is_full
+        return self.is_up and not self.is_refusing
 
     async def open(self) -> None:
         async with self._answers():
@@ -94,11 +94,15 @@ class TaskStream:
 
     async def publish(self, ids: Sequence[str]) -> int:
         """How many of the ids, from the first on, are in the stream now; the rest did not fit."""
-        async with self._answers():
-            count: int = await self._commands.eval(
-                _PUBLISH, 1, self._keys.tasks, str(self._max_entries), *ids
-            )
-        self.is_full = count < len(ids)
+        try:
+            async with self._answers():
+                count: int = await self._commands.eval(
+                    _PUBLISH, 1, self._keys.tasks, str(self._max_entries), *ids
+                )
+        except StreamUnavailable:
+            self.is_refusing = True  # out of memory, it still lets itself be read
+            raise
+        self.is_refusing = count < len(ids)
         return count
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
@@ -182,7 +186,7 @@ class TaskStream:
                 pipeline.xinfo_groups(stream)
                 length, (seconds, microseconds), groups = await pipeline.execute()
             room = self._max_entries - length
-            self.is_full = room <= 0
+            self.is_refusing = room <= 0
             delivered = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP), None)
             if delivered is None:
                 await self._make_group()
