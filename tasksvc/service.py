@@ -261,15 +261,19 @@ class TaskService:
         unsettled = self._lease_seconds / 2 - self._store.up_seconds
         if unsettled > 0:
             return unsettled
-        dead, next_seconds = await self._store.lapse_workers(self.worker_id)
-        if dead:
-            log.warning("Workers stopped answering", action="workers_lapsed", workers=dead)
-            await self._rescue_tasks(dead)
-            for worker_id in dead:
-                await self._abandon_entries(worker_id)
-            await self._store.forget_workers(dead)
-            await self.publish_due()
-        return next_seconds
+        listeners = await self._listeners()
+        workers = await self._store.lapse_workers(self.worker_id)
+        if workers.dead:
+            log.warning("Workers stopped answering", action="workers_lapsed", workers=workers.dead)
+            await self._rescue_tasks(workers.dead)
+            await self._store.forget_workers(workers.dead)
+        # Who was there before the workers were asked, and is none of them, will not come back.
+        for worker_id in listeners.difference(workers.living, [self.worker_id]):
+            await self._abandon_entries(worker_id)
+        if workers.dead:
+            with suppress(StreamUnavailable):
+                await self.publish_due()
+        return workers.next_seconds
 
     async def delete_finished(self, retention_seconds: float) -> int:
         """Deletes a step of the final tasks that are older than that; how many."""
@@ -290,13 +294,10 @@ class TaskService:
         self._held.clear()
         if released:
             log.info("Handed back", action="released", tasks=len(released))
-        try:
-            await self._abandon_entries(worker_id)
-            await self.publish_due()
-        except StreamUnavailable:
-            log.info("Redis is away; another worker cleans up", action="left_entries")
-            return
         await self._store.forget_workers([worker_id])
+        await self._abandon_entries(worker_id)
+        with suppress(StreamUnavailable):
+            await self.publish_due()
 
     async def flush(self) -> None:
         """Waits until every group is written and every publication is tried."""
@@ -415,17 +416,27 @@ class TaskService:
             # Both are away. The relay finds them by the age of their publication.
             log.warning("Not published", action="unpublished", tasks=len(ids) - published)
 
-    async def _rescue_tasks(self, dead: list[str]) -> None:
+    async def _rescue_tasks(self, dead: Sequence[str]) -> None:
         while rescued := await self._store.rescue_tasks(dead, _BATCH):
             self._metrics.tasks_rescued.add(len(rescued))
             for id, status in rescued:
                 log.warning("Rescued", action="rescued", task_id=id, status=status)
 
+    async def _listeners(self) -> set[str]:
+        """The workers that have consumers in the group."""
+        try:
+            return await self._stream.worker_ids()
+        except StreamUnavailable:
+            return set()
+
     async def _abandon_entries(self, worker_id: str) -> None:
         """A worker's consumers leave the group; what they were given is told again, if pending."""
-        ids = await self._stream.remove_consumers(worker_id)
-        if ids:
-            await self._store.unpublish_tasks(ids)
+        try:
+            ids = await self._stream.remove_consumers(worker_id)
+            if ids:
+                await self._store.unpublish_tasks(ids)
+        except StreamUnavailable:
+            log.debug("Redis is away; the next rescuer cleans up", action="left_entries")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -25,6 +25,16 @@ class Measures:
     """How long the oldest due task has waited; 0 when none waits."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The other workers, by their ids."""
+
+    dead: Sequence[str]
+    living: Sequence[str]
+    next_seconds: float | None
+    """Until the next lease could run out; None when nobody lives."""
+
+
 class TaskStore:
     """Each kind of work has a session of its own, so that none waits for another.
 
@@ -161,10 +171,12 @@ class TaskStore:
         )
         return is_renewed, lost
 
-    async def lapse_workers(self, worker_id: str | None) -> tuple[list[str], float | None]:
-        """The other workers that are dead, and the seconds until the next could be."""
-        ((lapsed, next_seconds),) = await self._run("duty", "lapse_workers", worker_id=worker_id)
-        return lapsed, next_seconds
+    async def lapse_workers(self, worker_id: str | None) -> Workers:
+        """Declares dead whose lease ran out; who else there is, as seen by `worker_id`."""
+        ((dead, living, next_seconds),) = await self._run(
+            "duty", "lapse_workers", worker_id=worker_id
+        )
+        return Workers(dead, living, next_seconds)
 
     async def retire_worker(self, worker_id: str) -> None:
         await self._run("lease", "retire_worker", worker_id=worker_id)

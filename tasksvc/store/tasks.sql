@@ -173,8 +173,8 @@ SELECT
     );
 
 -- lapse_workers --
--- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, and the seconds
--- until the next lease of another could run out (NULL: nobody else is there).
+-- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, the others, and the
+-- seconds until the next lease of one of those could run out (NULL: nobody else is there).
 WITH other AS (
     SELECT id, lapsed_at, expires_at FROM worker WHERE id IS DISTINCT FROM %(worker_id)s::uuid
 ), lapsed AS (
@@ -184,6 +184,7 @@ WITH other AS (
 )
 SELECT
     ARRAY(SELECT id::text FROM lapsed UNION SELECT id::text FROM other WHERE lapsed_at IS NOT NULL),
+    ARRAY(SELECT id::text FROM other WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp()),
     (SELECT extract(epoch FROM min(expires_at) - statement_timestamp())::float8 FROM other
      WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp());
 

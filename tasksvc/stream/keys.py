@@ -33,5 +33,6 @@ def consumer_name(worker_id: str, number: int) -> str:
     return f"{worker_id}/{number}"
 
 
-def is_consumer_of(worker_id: str, name: str) -> bool:
-    return name.startswith(f"{worker_id}/")
+def worker_of(name: str) -> str:
+    """Whose consumer has this name."""
+    return name.rpartition("/")[0]

@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from tasksvc.domain.errors import StreamUnavailable
-from tasksvc.stream.keys import FIELD, GROUP, Keys, consumer_name, is_consumer_of
+from tasksvc.stream.keys import FIELD, GROUP, Keys, consumer_name, worker_of
 
 log = structlog.get_logger(__name__)
 
@@ -155,13 +155,19 @@ class TaskStream:
             pipeline.xdel(self._keys.tasks, *entries)
             await pipeline.execute()
 
+    async def worker_ids(self) -> set[str]:
+        """The workers whose consumers are in the group."""
+        async with self._answers():
+            consumers = await self._commands.xinfo_consumers(self._keys.tasks, GROUP)
+        return {worker_of(consumer["name"]) for consumer in consumers}
+
     async def remove_consumers(self, worker_id: str) -> list[str]:
         """Takes a worker's consumers out of the group; the tasks that they left unacknowledged."""
         ids: list[str] = []
         async with self._answers():
             for consumer in await self._commands.xinfo_consumers(self._keys.tasks, GROUP):
                 name = consumer["name"]
-                if is_consumer_of(worker_id, name):
+                if worker_of(name) == worker_id:
                     while entries := await self._read_group(
                         self._commands, name, "0", _BATCH, None
                     ):

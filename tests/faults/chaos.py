@@ -21,15 +21,13 @@ from pathlib import Path
 
 import aiohttp
 import click
-import redis
 
-from tests.faults import audit, nemesis
-from tests.faults.checker import Effect, Evidence, Operation, Sample, check, story
-from tests.faults.world import CANARY, WORKERS, Clocks, World
-from tests.harness import query
+from tests.faults import nemesis
+from tests.faults.checker import Evidence, Operation, Sample, check, story
+from tests.faults.evidence import drain, gather, sample
+from tests.faults.world import Clocks, World
 
 CLIENTS = 8
-DRAIN_SECONDS = 60.0
 REQUEST_SECONDS = 5.0
 
 
@@ -89,7 +87,10 @@ class Client:
 
     def _orders(self) -> dict[str, object]:
         """What the task is to do: mostly quick, some slow, some raise once or twice."""
-        orders: dict[str, object] = {"seconds": self._random.choice([0, 0, 0.02, 0.1, 0.5, 1.5])}
+        orders: dict[str, object] = {
+            "seconds": self._random.choice([0, 0, 0.02, 0.1, 0.5, 1.5]),
+            "then_seconds": self._random.choice([0, 0.2, 1]),
+        }
         if self._random.random() < 0.1:
             orders |= {"raises": "told to", "until": self._random.randint(2, 3)}
         return orders
@@ -136,7 +137,6 @@ class Run:
         self._operations: list[Operation] = []
         self._samples: list[Sample] = []
         self._injected: Counter[str] = Counter()
-        self._failure: BaseException | None = None
 
     def go(self) -> Evidence:
         """What there is to check, after all is healed and drained."""
@@ -153,15 +153,21 @@ class Run:
         loading = threading.Thread(target=lambda: asyncio.run(load()))
         loading.start()
         try:
-            self._sample_for(1.5)
+            self._samples = sample(self._world, 1.5)
             self._break_things()
         finally:
             over.set()
             loading.join()
             self._tell("heals everything")
             nemesis.heal(self._world)
-        self._drain()
-        return self._evidence([text for client in clients for text in client.said])
+        drain(self._world, self._tell)
+        return gather(
+            self._world,
+            operations=self._operations,
+            samples=self._samples,
+            answers="\n".join(text for client in clients for text in client.said),
+            clock_jumped=any(name.startswith("clock.") for name in self._injected),
+        )
 
     def _break_things(self) -> None:
         chance = random.Random(self._plan.seed)
@@ -177,87 +183,6 @@ class Run:
             nemesis.heal(self._world)
             self._injected[name] += 1
             time.sleep(chance.uniform(self._plan.quiet_seconds / 2, self._plan.quiet_seconds))
-
-    def _sample_for(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        with self._world.redis_client() as client:
-            while time.monotonic() < deadline:
-                before = self._processing()
-                try:
-                    entries = client.xpending_range(
-                        self._world.redis_key, "tasksvc", "-", "+", 10_000
-                    )
-                    fields = dict(client.xrange(self._world.redis_key))
-                except redis.ResponseError:
-                    continue
-                in_hand = {fields.get(e["message_id"], {}).get("id") for e in entries}
-                # What is in both looks was processed at the moment between them.
-                processing = before & self._processing()
-                self._samples.append(
-                    Sample(frozenset(id for id, _ in processing), frozenset(filter(None, in_hand)))
-                )
-
-    def _processing(self) -> set[tuple[str, int]]:
-        return set(
-            query(
-                self._world.database_url,
-                "SELECT id::text, attempt FROM task WHERE status = 'processing'",
-            )
-        )
-
-    def _drain(self) -> None:
-        """Waits until every task has ended and the stream is empty, or for the time it may take."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        before = -1
-        while time.monotonic() < deadline:
-            ((live,),) = query(
-                self._world.database_url, "SELECT count(*) FROM task WHERE finished_at IS NULL"
-            )
-            if live != before:
-                self._tell(f"drains: {live} tasks are left")
-            before = live
-            if not live and self._stream() == (0, 0):
-                return
-            time.sleep(0.2)
-
-    def _stream(self) -> tuple[int, int]:
-        with self._world.redis_client() as client:
-            try:
-                pending = client.xpending(self._world.redis_key, "tasksvc")["pending"]
-            except redis.ResponseError:
-                return -1, -1
-            return client.xlen(self._world.redis_key), pending
-
-    def _evidence(self, said: list[str]) -> Evidence:
-        url = self._world.database_url
-        effects = self._world.effects_path.read_text().splitlines()
-        depth, pending = self._stream()
-        with self._world.redis_client() as client:
-            consumers = len(client.xinfo_consumers(self._world.redis_key, "tasksvc"))
-        return Evidence(
-            operations=self._operations,
-            events=audit.events(url),
-            lapses=audit.lapses(url),
-            effects=[Effect(**json.loads(line)) for line in effects],
-            rows=audit.rows(url),
-            samples=self._samples,
-            stream_depth=depth,
-            stream_pending=pending,
-            consumers=consumers,
-            expected_consumers=len(self._world.services) * WORKERS,
-            counted=self._counted(),
-            answers="\n".join(said),
-            logs=self._world.logs(),
-            secrets=(CANARY,),
-            clock_jumped=any(name.startswith("clock.") for name in self._injected),
-        )
-
-    def _counted(self) -> dict[str, int]:
-        statuses = ("pending", "processing", "completed", "failed", "canceled")
-        service = self._world.services[0]
-        return {
-            status: int(service.metric(f'task_status{{status="{status}"}}')) for status in statuses
-        }
 
     def summary(self) -> str:
         codes = Counter((o.verb, o.code) for o in self._operations)

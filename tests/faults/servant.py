@@ -71,8 +71,9 @@ def arm(name: str, at: int = 1) -> None:
 def recording(path: str) -> Handler:
     """A handler that does what its content says, and appends its start and end to a file.
 
-    The content is JSON: `seconds` to sleep, `block` to hold the loop for so long, `raises` a
-    message, `until` the attempt from which on it no longer raises, `ignores_cancel`, `exits`.
+    The content is JSON: `seconds` to sleep (`then_seconds` in later attempts), `block` to hold the
+    loop for so long, `raises` a message, `until` the attempt from which on it no longer raises,
+    `ignores_cancel`, `exits`.
     """
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
@@ -104,7 +105,8 @@ async def _obey(orders: dict[str, Any], claim: Claim) -> None:
         os._exit(DIED)
     if "block" in orders:
         time.sleep(orders["block"])  # noqa: ASYNC251 - a handler that stalls the loop
-    deadline = time.monotonic() + orders.get("seconds", 0)
+    seconds = orders.get("seconds", 0) if claim.attempt == 1 else orders.get("then_seconds", 0)
+    deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         try:
             await asyncio.sleep(left)
