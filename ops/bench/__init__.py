@@ -1,0 +1,1 @@
+"""How fast the service is beside a bare aiohttp server that does nothing: `python -m ops.bench`."""

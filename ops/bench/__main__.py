@@ -1,0 +1,137 @@
+"""`python -m ops.bench`, from the top of the repository."""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ops.bench import report
+from ops.bench.children import ROOT, BenchError
+from ops.bench.measures import Bench, Options
+from ops.bench.report import Round
+
+RESULTS = ROOT / "bench-results"
+
+# Alternately to and fro, so that whatever slows the machine down hits all alike.
+ORDER = ("echo_creates", "creates", "lives", "echo_reads", "reads")
+
+STARTS = 3
+IDLE_SECONDS = 10.0
+WARM_UP_SECONDS = 0.5
+BESIDE_SECONDS = 0.4
+"""What a measure takes beside its load: its generator's start, a backlog to drain."""
+
+
+class Progress:
+    """One line that says what is being measured, and how far the run is."""
+
+    def __init__(self, expected_seconds: float) -> None:
+        self._started_at = time.monotonic()
+        self._expected_seconds = expected_seconds
+
+    def say(self, what: str) -> None:
+        passed = time.monotonic() - self._started_at
+        line = f"[{passed:3.0f} s of about {self._expected_seconds:.0f}] {what}"
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{line}", nl=False, err=True)
+        else:
+            click.echo(line, err=True)
+
+    def end(self) -> None:
+        if sys.stderr.isatty():
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+@click.command()
+@click.option("--seconds", default=2.0, show_default=True, help="How long each measure loads.")
+@click.option("--rounds", default=5, show_default=True, help="How often each is measured.")
+@click.option("--connections", default=64, show_default=True, help="Of the load, kept alive.")
+def main(seconds: float, rounds: int, connections: int) -> None:
+    """Measure the service beside a bare aiohttp echo, on loopback, with servers of its own."""
+    signal.signal(signal.SIGTERM, _stop)
+    RESULTS.mkdir(exist_ok=True)
+    # Beside the results rather than in /tmp, which may be memory: fsync has to cost what it costs.
+    with tempfile.TemporaryDirectory(prefix="run-", dir=RESULTS) as folder:
+        try:
+            results = _measure(Path(folder), Options(seconds, connections), rounds)
+        except BenchError as error:
+            raise click.ClickException(str(error)) from None
+    path = RESULTS / f"{results['started_at'].replace(':', '')}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(report.table(results))
+    click.echo(f"\n{path.relative_to(ROOT)}", err=True)
+
+
+def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
+    step_seconds = options.seconds + BESIDE_SECONDS
+    progress = Progress(8 + IDLE_SECONDS + STARTS * 2 + rounds * len(ORDER) * step_seconds)
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    measured: list[Round] = []
+    progress.say("starting PostgreSQL, Redis, the echo and the service")
+    with Bench(folder, options) as bench:
+        progress.say("warming up")
+        bench.options = Options(WARM_UP_SECONDS, options.connections)
+        _round(bench, ORDER, lambda name: None)
+        bench.options = options
+        for number in range(rounds):
+            order = ORDER if number % 2 == 0 else ORDER[::-1]
+            measured.append(
+                _round(
+                    bench,
+                    order,
+                    lambda name, number=number: progress.say(
+                        f"round {number + 1} of {rounds}: {name.replace('_', ' of ')}"
+                    ),
+                )
+            )
+        progress.say("memory at rest, time to ready")
+        bench.start()  # brings its database up to date
+        starts = [bench.start() for _ in range(STARTS)]
+        progress.say("statements of an idle service")
+        idle = bench.idle_statements(IDLE_SECONDS)
+        machine = report.machine(bench)
+        progress.say("stopping")
+    progress.end()
+    return {
+        "started_at": started_at,
+        "options": {
+            "seconds": options.seconds,
+            "rounds": rounds,
+            "connections": options.connections,
+            "load": "closed loop",
+        },
+        "machine": machine,
+        "summary": report.summary(measured),
+        "beside": {
+            "resident_bytes": statistics.median(each["resident_bytes"] for each in starts),
+            "ready_seconds": statistics.median(each["seconds"] for each in starts),
+            "idle_statements_a_second": idle["a_second"],
+        },
+        "unexpected": report.unexpected(measured),
+        "rounds": measured,
+    }
+
+
+def _round(bench: Bench, order: tuple[str, ...], say: Any) -> Round:
+    found = {}
+    for name in order:
+        say(name)
+        found[name] = getattr(bench, name)()
+    return found
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m ops.bench")

@@ -1,0 +1,157 @@
+"""The load: N connections, each of which asks again as soon as it has its answer (a closed loop).
+
+It shares the machine with what it measures, so it does as little as it can: a raw protocol,
+requests made before, and of an answer only its status and its length are read. It is a process of
+its own: its order comes as JSON on stdin, its result goes as JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import cycle
+
+import uvloop
+
+_LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
+
+_END_SECONDS = 10.0
+"""For the answers that are still to come when the time is over."""
+
+
+def post(body: bytes) -> str:
+    """A request to create a task."""
+    return (
+        "POST /task HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body.decode()}"
+    )
+
+
+def get(task_id: str) -> str:
+    """A request for a task."""
+    return f"GET /task/{task_id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def percentile(ordered: list[float], percent: float) -> float:
+    """The value that so many percent of the values do not exceed."""
+    if not ordered:
+        return 0.0
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+class Load:
+    """What all connections share, and what they count."""
+
+    def __init__(self, requests: list[bytes], status: int) -> None:
+        self.requests: Iterator[bytes] = cycle(requests)
+        self.expected = b"HTTP/1.1 %d" % status
+        self.latencies: list[float] = []
+        self.unexpected: Counter[str] = Counter()
+        self.ended_at = 0.0
+        self.is_over = False
+        self.open = 0
+        self.all_closed = asyncio.Event()
+
+
+class Connection(asyncio.Protocol):
+    """Asks, waits for the whole answer, asks again."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._unread = b""
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._load.open += 1
+
+    def ask(self) -> None:
+        self._sent_at = time.monotonic()
+        self._transport.write(next(self._load.requests))
+
+    def data_received(self, data: bytes) -> None:
+        if self._unread:
+            data = self._unread + data
+        head = data.find(b"\r\n\r\n")
+        length = _LENGTH.search(data, 0, head) if head >= 0 else None
+        if length is None and head >= 0:
+            self._load.unexpected["an answer without a length"] += 1
+            self._transport.abort()
+        elif length is None or len(data) < head + 4 + int(length[1]):
+            self._unread = data
+        else:
+            self._unread = b""
+            self._answered(data)
+
+    def _answered(self, data: bytes) -> None:
+        load = self._load
+        now = time.monotonic()
+        if data.startswith(load.expected):
+            load.latencies.append(now - self._sent_at)
+        else:
+            load.unexpected[f"status {data[9:12].decode(errors='replace')}"] += 1
+        load.ended_at = now
+        if load.is_over:
+            self._transport.close()
+        else:
+            self.ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._load.is_over:
+            self._load.unexpected["a lost connection"] += 1
+        self._load.open -= 1
+        if not self._load.open:
+            self._load.all_closed.set()
+
+
+async def run(port: int, connections: int, seconds: float, load: Load) -> dict[str, object]:
+    """The load for so long; the answers that are under way then are waited for and count."""
+    loop = asyncio.get_running_loop()
+    opened = [
+        (await loop.create_connection(lambda: Connection(load), "127.0.0.1", port))[1]
+        for _ in range(connections)
+    ]
+    started_at = time.monotonic()
+    for connection in opened:
+        connection.ask()
+    try:
+        async with asyncio.timeout(seconds):
+            await load.all_closed.wait()  # every connection is lost: nobody is left to ask
+    except TimeoutError:
+        pass
+    load.is_over = True
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            await load.all_closed.wait()
+    except TimeoutError:
+        load.unexpected["no answer"] += load.open
+    load.latencies.sort()
+    return {
+        "started_at": started_at,  # by the clock of the machine, which other processes have too
+        "ended_at": load.ended_at,
+        "answers": len(load.latencies),
+        "rate": len(load.latencies) / max(load.ended_at - started_at, 1e-9),
+        "p50_ms": percentile(load.latencies, 50) * 1000,
+        "p99_ms": percentile(load.latencies, 99) * 1000,
+        "unexpected": dict(load.unexpected),
+    }
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+
+    async def work() -> dict[str, object]:
+        load = Load([each.encode() for each in order["requests"]], order["status"])
+        return await run(order["port"], order["connections"], order["seconds"], load)
+
+    json.dump(uvloop.run(work()), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What is measured, each as one function over the run's processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import orjson
+import psycopg2
+import redis
+
+from ops.bench import children
+from ops.bench.children import BenchError, Child
+from ops.bench.load import get, post
+from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
+
+CONTENT_BYTES = 100
+
+_CREATE = post(orjson.dumps({"content": "x" * CONTENT_BYTES}))
+
+_READ_IDS = 1000
+"""How many tasks are read in turn."""
+
+_DRAIN_SECONDS = 60.0
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    seconds: float
+    connections: int
+
+
+class Bench:
+    """The servers, the reference, and the service twice: taking only, and taking and working.
+
+    Each of the two has a database and a key prefix of its own, so that one does not work for the
+    other.
+    """
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self._folder = folder
+        self.options = options
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.postgres = stack.enter_context(
+                EmbeddedPostgres(self._folder / "state", announce=_silent)
+            )
+            self.redis = stack.enter_context(
+                EmbeddedRedis(self._folder / "state", announce=_silent)
+            )
+            self.echo = stack.enter_context(children.echo(self._folder))
+            self.taking = stack.enter_context(self.service("taking", workers=0))
+            self.working = stack.enter_context(self.service("working", workers=1))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def service(self, name: str, workers: int, **other: Any) -> Child:
+        """One that is not started yet, with what it needs of its own."""
+        database = f"bench_{name}"
+        if not self.query("SELECT 1 FROM pg_database WHERE datname = %s", database):
+            self.query(f"CREATE DATABASE {database}")
+        return children.service(
+            name,
+            self._folder / name,
+            DATABASE_URL=self.database_url(database),
+            REDIS_URL=self.redis.url,
+            TASKSVC_REDIS_PREFIX=database,
+            TASK_CONSUMER_WORKERS=workers,
+            **other,
+        )
+
+    # The measures of a round.
+
+    def echo_creates(self) -> Found:
+        return self._load(self.echo, [_CREATE], 201)
+
+    def echo_reads(self) -> Found:
+        return self._load(self.echo, self._reads(), 200)
+
+    def creates(self) -> Found:
+        self._forget("bench_taking")
+        return self._load(self.taking, [_CREATE], 201)
+
+    def reads(self) -> Found:
+        return self._load(self.taking, self._reads(), 200)
+
+    def lives(self) -> Found:
+        """The rate of lives that came to their end, from the first request until the last end."""
+        name = "task_processing_success_count"
+        before = self.working.metric(name)
+        with self._cpu(self.working) as cpu:
+            found = self._load(self.working, [_CREATE], 201)
+            created = found["answers"]
+            backlog = created - (self.working.metric(name) - before)
+            while (lives := self.working.metric(name) - before) < created:
+                if time.monotonic() > found["ended_at"] + _DRAIN_SECONDS:
+                    raise BenchError(f"{created - lives:.0f} of {created} tasks never ended.")
+                time.sleep(0.05)
+            elapsed = time.monotonic() - found["started_at"]
+        return {
+            **found,
+            "rate": lives / elapsed,
+            "creates_rate": found["rate"],
+            "backlog": backlog,
+            "cpu": cpu(int(lives)),
+        }
+
+    # The measures beside the rounds.
+
+    def start(self) -> Found:
+        """From the process's start to its first healthy answer, with servers that are warm."""
+        with self.service("starting", workers=1) as child:
+            time.sleep(0.5)
+            return {"seconds": child.started_in_seconds, "resident_bytes": child.resident_bytes}
+
+    def idle_statements(self, seconds: float) -> Found:
+        """Transactions of an idle service that serves and works: each statement is one."""
+        count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
+        with self.service("starting", workers=1):
+            time.sleep(1.0)
+            # Asked for from another database: the question does not count itself.
+            ((before,),) = self.query(count, "bench_starting")
+            time.sleep(seconds)
+            ((after,),) = self.query(count, "bench_starting")
+        return {"a_second": (after - before) / seconds, "seconds": seconds}
+
+    # Below.
+
+    def query(self, statement: str, *parameters: Any, database: str = "") -> list[tuple[Any, ...]]:
+        url = self.database_url(database) if database else self.postgres.url
+        connection = psycopg2.connect(url)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def database_url(self, name: str) -> str:
+        return urlsplit(self.postgres.url)._replace(path=f"/{name}").geturl()
+
+    def _load(self, child: Child, requests: list[str], status: int) -> Found:
+        with self._cpu(child) as cpu:
+            found = children.load(
+                child.port,
+                requests=requests,
+                status=status,
+                connections=self.options.connections,
+                seconds=self.options.seconds,
+            )
+        return {**found, "cpu": cpu(found["answers"])}
+
+    @contextmanager
+    def _cpu(self, child: Child) -> Iterator[Callable[[int], dict[str, float]]]:
+        """Afterwards tells the microseconds of CPU for each of so many."""
+        pids = {"server": child.pid, "postgres": self.postgres.pid, "redis": self.redis.pid}
+        before = {name: children.cpu_seconds(pid) for name, pid in pids.items()}
+        used: dict[str, float] = {}
+        yield lambda count: {name: each / max(1, count) * 1e6 for name, each in used.items()}
+        used.update((name, children.cpu_seconds(pid) - before[name]) for name, pid in pids.items())
+
+    def _reads(self) -> list[str]:
+        ids = self.query("SELECT id FROM task LIMIT %s", _READ_IDS, database="bench_taking")
+        if not ids:
+            self._load(self.taking, [_CREATE], 201)
+            return self._reads()
+        return [get(id) for (id,) in ids]
+
+    def _forget(self, database: str) -> None:
+        """The stream of a service without consumers is bounded, and would be full some day."""
+        self.query("TRUNCATE task", database=database)
+        with redis.Redis.from_url(self.redis.url) as client:
+            client.xtrim(f"{database}:tasks", 0, approximate=False)
+
+
+def _silent(text: str) -> None:
+    pass

@@ -1,0 +1,141 @@
+"""What was found: ratios, a table for people, JSON for later."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from ops.bench.children import ROOT
+from ops.bench.measures import Bench, Found
+
+MEASURES = {
+    "creates": ("durable creates", "echo_creates"),
+    "lives": ("whole lives", "echo_creates"),
+    "reads": ("reads of a task", "echo_reads"),
+}
+"""Each with its words, and what it is divided by."""
+
+Round = dict[str, Found]
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """What the numbers depend on beside the service."""
+    with redis.Redis.from_url(bench.redis.url) as client:
+        redis_version = client.info("server")["redis_version"]
+    ((postgres_version,),) = bench.query("SHOW server_version")
+    ((fsync,),) = bench.query("SHOW fsync")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "postgresql": postgres_version,
+        "fsync": fsync,
+        "redis": redis_version,
+        "commit": _commit(),
+    }
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+    """For each measure the median and the spread of its ratios, each to its own round's echo."""
+    found: dict[str, Any] = {}
+    for name, (_, reference) in MEASURES.items():
+        ratios = [each[name]["rate"] / each[reference]["rate"] for each in rounds]
+        found[name] = {
+            "ratio": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+            **_medians(each[name] for each in rounds),
+        }
+    for name in {reference for _, reference in MEASURES.values()}:
+        found[name] = _medians(each[name] for each in rounds)
+    return found
+
+
+def unexpected(rounds: Sequence[Round]) -> dict[str, int]:
+    """What the load was answered that it should not have been."""
+    found: dict[str, int] = {}
+    for each in rounds:
+        for name, measured in each.items():
+            for what, count in measured["unexpected"].items():
+                found[f"{name}: {what}"] = found.get(f"{name}: {what}", 0) + count
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results, as a Markdown table and a few lines."""
+    found = results["summary"]
+    lines = [
+        "| | ratio to the echo, median (spread) | a second | p50 ms | p99 ms "
+        "| CPU µs each: service | PostgreSQL | Redis |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (words, _) in MEASURES.items():
+        each = found[name]
+        ratio = f"**{each['ratio']:.2f}** ({each['lowest']:.2f}–{each['highest']:.2f})"
+        lines.append(f"| {words} | {ratio} | {_row(each)} |")
+    for name, words in (("echo_creates", "echo of a create"), ("echo_reads", "echo of a read")):
+        lines.append(f"| {words} | 1 | {_row(found[name])} |")
+    beside = results["beside"]
+    lines += [
+        "",
+        f"Resident memory at rest {beside['resident_bytes'] / 1e6:.0f} MB · ready"
+        f" {beside['ready_seconds']:.2f} s after its start · idle"
+        f" {beside['idle_statements_a_second']:.2f} SQL statements a second",
+        " · ".join(f"{name} {value}" for name, value in results["machine"].items()),
+    ]
+    for what, count in results["unexpected"].items():
+        lines.append(f"UNEXPECTED: {what}, {count} times")
+    return "\n".join(lines)
+
+
+def _row(found: dict[str, float]) -> str:
+    cells = [f"{found['rate']:,.0f}", f"{found['p50_ms']:.1f}", f"{found['p99_ms']:.1f}"]
+    cells += [f"{found[f'{name}_cpu_us']:.0f}" for name in ("server", "postgres", "redis")]
+    return " | ".join(cells)
+
+
+def _medians(measured: Iterable[Found]) -> dict[str, float]:
+    all_found = list(measured)
+
+    def median(value: Callable[[Found], float]) -> float:
+        return statistics.median(map(value, all_found))
+
+    found = {
+        name: median(lambda each, name=name: each[name]) for name in ("rate", "p50_ms", "p99_ms")
+    }
+    for name in ("server", "postgres", "redis"):
+        found[f"{name}_cpu_us"] = median(lambda each, name=name: each["cpu"][name])
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    """The commit, with a `+` when the tree is not as it was committed."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        return commit + (
+            "+" if _git("status", "--porcelain", "--", "tasksvc", "migrations") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

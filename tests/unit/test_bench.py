@@ -1,0 +1,75 @@
+"""The bench's own arithmetic and its load, against a server that misbehaves on purpose."""
+
+import asyncio
+
+import pytest
+
+from ops.bench import load, report
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([], 50, 0.0), ([1.0], 99, 1.0), ([1.0, 2.0, 3.0, 4.0], 50, 2.0), ([1.0, 2.0], 99, 2.0)],
+)
+def test_percentile(values, percent, expected):
+    assert load.percentile(values, percent) == expected
+
+
+def test_a_request_says_how_long_it_is():
+    head, _, body = load.post(b'{"content":"x"}').partition("\r\n\r\n")
+
+    assert f"Content-Length: {len(body)}" in head.splitlines()
+
+
+async def measure(answer: bytes, *, status: int = 201) -> dict:
+    """What the load says of a server that always answers this, in two pieces."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            writer.write(answer[:20])
+            await asyncio.sleep(0)
+            writer.write(answer[20:])
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        shared = load.Load([load.get("1").encode()], status)
+        return await load.run(server.sockets[0].getsockname()[1], 2, 0.2, shared)
+
+
+async def test_counts_whole_answers():
+    found = await measure(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
+
+    assert found["answers"] > 2
+    assert found["unexpected"] == {}
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+
+
+async def test_reports_a_status_that_was_not_expected():
+    found = await measure(b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n")
+
+    assert found["answers"] == 0
+    assert found["unexpected"]["status 503"] > 0
+
+
+async def test_reports_an_answer_without_a_length():
+    found = await measure(b"HTTP/1.1 201 Created\r\nConnection: close\r\n\r\n")
+
+    assert found["unexpected"]["an answer without a length"] == 2
+
+
+def test_a_ratio_is_to_the_echo_of_its_own_round():
+    def found(rate: float) -> dict:
+        cpu = {"server": 1.0, "postgres": 1.0, "redis": 1.0}
+        return {"rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "unexpected": {"x": 1}, "cpu": cpu}
+
+    def round_of(echo: float, service: float) -> dict:
+        ours = {name: found(service) for name in ("creates", "lives", "reads")}
+        return {"echo_creates": found(echo), "echo_reads": found(echo), **ours}
+
+    rounds = [round_of(100, 80), round_of(10, 6), round_of(50, 35)]
+
+    creates = report.summary(rounds)["creates"]
+
+    assert (creates["lowest"], creates["ratio"], creates["highest"]) == (0.6, 0.7, 0.8)
+    assert report.unexpected(rounds)["creates: x"] == 3
