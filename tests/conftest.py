@@ -189,3 +189,31 @@ def task_service(make_task_service: Callable[..., TaskService]) -> TaskService:
 
 def database_named(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+@pytest.fixture(scope="session")
+def shared_service(
+    postgres: EmbeddedPostgres,
+    template: str,
+    redis_server: EmbeddedRedis,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServiceProcess]:
+    """One service as a process for all tests that only ask it: they neither stop it nor break what
+    it stands on, and they count nothing that others could have counted too."""
+    name = f"test_{next(_numbers)}"
+    query(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = clean_environment(
+        DATABASE_URL=database_named(postgres.url, name),
+        REDIS_URL=redis_server.url,
+        TASKSVC_REDIS_PREFIX=f"test-{next(_numbers)}",
+        PORT=port,
+        TASK_SIMULATED_SECONDS=0,
+        TASKSVC_BODY_TIMEOUT_SECONDS=1,
+    )
+    service = ServiceProcess(tmp_path_factory.mktemp("shared"), env)
+    service.start()
+    yield service
+    service.end()

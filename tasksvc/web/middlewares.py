@@ -66,9 +66,7 @@ def _problem(error: Exception) -> Problem:
             )
         case web.HTTPRequestEntityTooLarge():
             return Problem(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                "The body is too large.",
-                headers={hdrs.CONNECTION: "close"},
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large.", closes=True
             )
         case web.HTTPException():
             status = HTTPStatus(error.status)

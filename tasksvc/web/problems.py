@@ -15,7 +15,10 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Problem(Exception):
-    """An answer that is an error. `detail` is for people; it never repeats the request."""
+    """An answer that is an error. `detail` is for people; it never repeats the request.
+
+    `closes` ends the connection after it: where the next request begins is anybody's guess.
+    """
 
     def __init__(
         self,
@@ -23,11 +26,13 @@ class Problem(Exception):
         detail: str,
         *,
         headers: Mapping[str, str] | None = None,
+        closes: bool = False,
         **extensions: Any,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.headers = headers or {}
+        self.closes = closes
         self.extensions = extensions
 
     def body(self) -> bytes:
@@ -42,9 +47,12 @@ class Problem(Exception):
         )
 
     def response(self) -> web.Response:
-        return web.Response(
+        response = web.Response(
             status=self.status, body=self.body(), headers=self.headers, content_type=MEDIA_TYPE
         )
+        if self.closes:
+            response.force_close()
+        return response
 
 
 def unavailable(detail: str) -> Problem:

@@ -48,7 +48,7 @@ def load_task_create(body: bytes) -> dict[str, Any]:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "The body does not have the right shape.",
-            errors=_errors(error.messages),
+            errors=_errors(document, error.messages),
         ) from None
     return loaded
 
@@ -79,11 +79,12 @@ def _time(moment: datetime) -> str:
     return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def _errors(messages: Any) -> list[dict[str, str]]:
+def _errors(document: Any, messages: Any) -> list[dict[str, str]]:
     """Each with its JSON Pointer (RFC 6901); few, and with the names cut short."""
+    if not isinstance(document, dict):
+        return [{"pointer": "", "detail": "Must be an object."}]
     found = []
     for name, details in list(messages.items())[:MAX_ERRORS]:
         escaped = str(name)[:MAX_NAME_LENGTH].replace("~", "~0").replace("/", "~1")
-        pointer = "" if name == "_schema" else f"/{escaped}"
-        found.append({"pointer": pointer, "detail": " ".join(map(str, details))})
+        found.append({"pointer": f"/{escaped}", "detail": " ".join(map(str, details))})
     return found

@@ -11,14 +11,18 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from tasksvc.web.keys import LIMITS
 from tasksvc.web.middlewares import HEADERS
 from tasksvc.web.problems import Problem
 
 log = structlog.get_logger(__name__)
 
+_CLIENTS_OWN = (ConnectionError, HttpProcessingError, web.RequestPayloadError)
+"""What comes of a client that goes away or does not speak HTTP: no error of ours."""
+
 
 class _RequestHandler(RequestHandler):
-    """Answers what never reaches a route, such as a header that is too long, like all else."""
+    """Answers what never reaches a middleware, such as a header that is too long, like all else."""
 
     def handle_error(
         self,
@@ -28,14 +32,22 @@ class _RequestHandler(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         request_id = uuid4().hex
-        if not isinstance(exc, HttpProcessingError) and status >= 500:
+        if isinstance(exc, web.HTTPException):
+            status = exc.status
+        if status >= 500 and not isinstance(exc, _CLIENTS_OWN):
             log.error("Unexpected", action="request_failed", request_id=request_id, exc_info=exc)
+        else:
+            log.debug("Refused", action="refused", request_id=request_id, status=status)
         code = HTTPStatus(status)
-        response = Problem(code, code.description or code.phrase).response()
+        response = Problem(code, code.description or code.phrase, closes=True).response()
         response.headers.update(HEADERS)
         response.headers["X-Request-ID"] = request_id
-        response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        # What aiohttp meets while it reads on after the answer.
+        if not isinstance(kwargs.get("exc_info"), _CLIENTS_OWN):
+            super().log_exception(*args, **kwargs)
 
 
 class _Server(web.Server):
@@ -52,14 +64,20 @@ class Runner(web.AppRunner):
             access_log=None,  # the middleware says it, with the request's id
             auto_decompress=False,
             keepalive_timeout=keepalive_seconds,
+            # After an answer the rest of a body has as much time as the whole had.
+            lingering_time=app[LIMITS].body_timeout_seconds,
             shutdown_timeout=5.0,
         )
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await server.request_handler(request)
+            except web.HTTPException as error:  # an Expect that nobody knows
+                return request.protocol.handle_error(request, exc=error)
+
         return _Server(
-            server.request_handler,
-            request_factory=server.request_factory,
-            loop=server._loop,
-            **server._kwargs,
+            handle, request_factory=server.request_factory, loop=server._loop, **server._kwargs
         )

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable
@@ -18,6 +19,8 @@ from tasksvc.web.schemas import dump_task, load_task_create, load_task_id
 log = structlog.get_logger(__name__)
 
 _JSON = "application/json"
+
+_UTF_8 = frozenset({"utf-8", "utf8"})
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context/#traceparent-header"""
@@ -89,7 +92,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def _read_json(request: web.Request) -> bytes:
     limits = request.app[LIMITS]
-    if request.content_type != _JSON or (request.charset or "utf-8").lower() != "utf-8":
+    if request.content_type != _JSON or (request.charset or "utf-8").lower() not in _UTF_8:
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             f"The body must be {_JSON} in UTF-8.",
@@ -106,10 +109,11 @@ async def _read_json(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise Problem(
-            HTTPStatus.REQUEST_TIMEOUT,
-            "The body did not arrive in time.",
-            headers={hdrs.CONNECTION: "close"},
+            HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
         ) from None
+    except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
+        # The client went away half way, or its chunks are none.
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
 
 
 def _traceparent(request: web.Request) -> str | None:

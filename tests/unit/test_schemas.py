@@ -1,0 +1,123 @@
+"""What comes in and goes out, without a server."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tasksvc.domain.errors import TaskNotFound
+from tasksvc.domain.task import Status, Task
+from tasksvc.web.problems import Problem
+from tasksvc.web.schemas import dump_task, load_task_create, load_task_id
+
+ID = "0192d1a5-7c2e-7e2a-9d3f-0123456789ab"
+MOMENT = datetime(2024, 10, 28, 8, 4, 8, 990161, UTC)
+
+
+def task(**changes: Any) -> Task:
+    values: dict[str, Any] = {
+        "id": ID,
+        "content": "string",
+        "status": Status.PENDING,
+        "created_at": MOMENT,
+        "updated_at": None,
+        "error": None,
+    }
+    return Task(**(values | changes))
+
+
+def refusal(body: bytes) -> Problem:
+    with pytest.raises(Problem) as raised:
+        load_task_create(body)
+    return raised.value
+
+
+def test_load_task_create() -> None:
+    assert load_task_create(b' {"content": "\\u0041\\ud83d\\ude42"} ') == {"content": "A🙂"}
+
+
+def test_load_task_create_tells_bad_json_from_a_wrong_shape() -> None:
+    assert refusal(b"{").status == 400
+    assert refusal(b"{}").status == 422
+
+
+@pytest.mark.parametrize("value", ["secret", 12345, ["secret"], {"secret": 12345}])
+def test_refusal_repeats_no_value(value: object) -> None:
+    refused = refusal(json.dumps({"content": [value], "other": value}).encode())
+
+    assert b"secret" not in refused.body()
+    assert b"12345" not in refused.body()
+
+
+def test_refusal_names_few_fields_in_brief() -> None:
+    refused = refusal(json.dumps({f"{i}{'x' * 1000}": 1 for i in range(100)}).encode())
+
+    assert len(refused.extensions["errors"]) == 10
+    assert max(len(error["pointer"]) for error in refused.extensions["errors"]) <= 51
+
+
+@pytest.mark.parametrize(
+    ("name", "pointer"),
+    [("a/b", "/a~1b"), ("a~b", "/a~0b"), ("~1", "/~01"), ("", "/"), ("_schema", "/_schema")],
+)
+def test_pointer_is_escaped(name: str, pointer: str) -> None:
+    refused = refusal(json.dumps({"content": "x", name: 1}).encode())
+
+    assert [error["pointer"] for error in refused.extensions["errors"]] == [pointer]
+
+
+def test_pointer_of_what_is_no_object_is_the_whole_document() -> None:
+    assert [error["pointer"] for error in refusal(b"[1]").extensions["errors"]] == [""]
+
+
+def test_load_task_id_takes_either_case() -> None:
+    assert load_task_id(ID) == ID
+    assert load_task_id(ID.upper()) == ID
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", ID[:-1], ID + "0", ID + "\n", " " + ID, f"{{{ID}}}", UUID(ID).hex, "٠" * 8 + ID[8:]],
+)
+def test_load_task_id_refuses_what_is_no_uuid(text: str) -> None:
+    with pytest.raises(TaskNotFound):
+        load_task_id(text)
+
+
+def test_dump_task_is_the_contract_to_the_letter() -> None:
+    assert (
+        dump_task(task(content="ü"))
+        == (
+            '{"id":"0192d1a5-7c2e-7e2a-9d3f-0123456789ab","content":"ü","status":"pending",'
+            '"created_at":"2024-10-28T08:04:08.990161Z","updated_at":null}'
+        ).encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (MOMENT.replace(microsecond=0), "2024-10-28T08:04:08.000000Z"),
+        (MOMENT.replace(microsecond=10), "2024-10-28T08:04:08.000010Z"),
+        (datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00.000000Z"),
+        (MOMENT.astimezone(timezone(timedelta(0))), "2024-10-28T08:04:08.990161Z"),
+    ],
+)
+def test_dump_task_gives_times_six_digits_and_z(moment: datetime, text: str) -> None:
+    assert json.loads(dump_task(task(updated_at=moment)))["updated_at"] == text
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_dump_task_gives_the_status_as_its_word(status: Status) -> None:
+    assert json.loads(dump_task(task(status=status)))["status"] == status.value
+
+
+def test_dump_task_puts_an_error_after_the_five() -> None:
+    document = json.loads(dump_task(task(status=Status.FAILED, error={"type": "ValueError"})))
+
+    assert list(document)[5:] == ["error"]
+    assert document["error"] == {"type": "ValueError"}
