@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 from marshmallow.validate import Length, Range
 from psycopg2 import ProgrammingError
 from psycopg2.extensions import parse_dsn
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -23,6 +26,17 @@ _SCHEMES = (
     "postgresql+aiopg",
     "postgresql+psycopg2",
 )
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_SSL_WORDS = {"true": "require", "false": "disable"}
+
+_HOST = re.compile(r"[\w.:-]+")
+
+_MAX_PORT = 65_535
+
+_MAX_SECONDS = 10 * 366 * 86_400
+"""Ten years. What is longer overflows somewhere: in a timer, or in PostgreSQL."""
 
 _OF_OTHER_DRIVERS = frozenset(
     {
@@ -112,8 +126,8 @@ class Settings:
 
 
 def _read(env: Env) -> dict[str, Any]:
-    positive = Range(min=0, min_inclusive=False)
-    not_negative = Range(min=0)
+    positive = Range(0, _MAX_SECONDS, min_inclusive=False)
+    not_negative = Range(0, _MAX_SECONDS)
     lease = env.float("TASKSVC_LEASE_SECONDS", 10.0, validate=positive)
     return {
         # The house.
@@ -121,7 +135,7 @@ def _read(env: Env) -> dict[str, Any]:
         "log_level": env.str("LOG_LEVEL", "debug", validate=_one_of(*LOG_LEVELS)).lower(),
         "log_file_path": Path(env.str("LOG_FILE_PATH", "logs/app.log", validate=Length(min=1))),
         "host": env.str("HOST", "127.0.0.1"),
-        "port": env.int("PORT", 8000, validate=Range(0, 65_535)),
+        "port": env.int("PORT", 8000, validate=Range(0, _MAX_PORT)),
         "http": env.str("TASKSVC_HTTP", "on", validate=_one_of("on", "ops", "off")).lower(),
         # PostgreSQL and Redis.
         "database_url": _database_url(env.str("DATABASE_URL", "")),
@@ -155,7 +169,10 @@ def _read(env: Env) -> dict[str, Any]:
         "grace_seconds": env.float("TASKSVC_GRACE_SECONDS", 20.0, validate=not_negative),
         # Bounds.
         "statement_timeout_seconds": env.float(
-            "TASKSVC_STATEMENT_TIMEOUT_SECONDS", 5.0, validate=positive
+            # PostgreSQL counts it in milliseconds, and takes 0 for no limit.
+            "TASKSVC_STATEMENT_TIMEOUT_SECONDS",
+            5.0,
+            validate=Range(0.001, 86_400),
         ),
         "stream_max_entries": env.int("TASKSVC_STREAM_MAX_ENTRIES", 250_000, validate=Range(min=1)),
         "group_size": env.int("TASKSVC_GROUP_SIZE", 500, validate=Range(1, 10_000)),
@@ -186,44 +203,82 @@ def _database_url(url: str) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         raise SettingsError("DATABASE_URL: Not a valid URL.") from None
-    if parts.scheme not in _SCHEMES:
-        raise SettingsError(f"DATABASE_URL: Must begin with one of: {', '.join(_SCHEMES)}.")
-    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme not in _SCHEMES or "://" not in url:
+        raise SettingsError(
+            f"DATABASE_URL: Must begin with one of: {', '.join(_SCHEMES)}, and ://."
+        )
+    rest = f"{parts.path}?{parts.query}#{parts.fragment}"
+    if parts.fragment or ("@" in rest and "@" not in parts.netloc):
+        raise SettingsError("DATABASE_URL: Write the #, / and ? of a password as %23, %2F and %3F.")
+    parameters = _parameters(parts.query)
     if ssl := parameters.pop("ssl", None):  # asyncpg's word
-        parameters.setdefault("sslmode", "require" if ssl.lower() == "true" else ssl)
+        parameters.setdefault("sslmode", _SSL_WORDS.get(ssl.lower(), ssl))
     kept = {name: value for name, value in parameters.items() if name not in _OF_OTHER_DRIVERS}
     for name in kept:
-        if not _is_libpq_url(f"postgresql:///?{quote(name)}=0"):
+        if _parse_dsn(f"postgresql:///?{quote(name)}=0") is None:
             raise SettingsError(f"DATABASE_URL: PostgreSQL knows no parameter {name[:40]!r}.")
-    cleaned = urlunsplit(
-        ("postgresql", parts.netloc, parts.path, urlencode(kept, quote_via=quote), "")
-    )
-    if not _is_libpq_url(cleaned):
+    # By hand: urlunsplit leaves out the slashes of a URL without a host.
+    cleaned = f"postgresql://{parts.netloc}{parts.path}"
+    if kept:
+        cleaned += f"?{urlencode(kept, quote_via=quote)}"
+    dsn = _parse_dsn(cleaned)
+    if dsn is None:
         raise SettingsError("DATABASE_URL: Not a valid PostgreSQL URL.")
+    _check_dsn(dsn)
     return cleaned
 
 
-def _is_libpq_url(url: str) -> bool:
+def _parameters(query: str) -> dict[str, str]:
+    """As libpq reads them: a plus is a plus."""
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    return {unquote(name): unquote(value) for name, _, value in pairs}
+
+
+def _parse_dsn(url: str) -> dict[str, str] | None:
     try:
-        parse_dsn(url)
+        return dict(parse_dsn(url))
     except (ProgrammingError, ValueError):  # its message may repeat the password
-        return False
-    return True
+        return None
+
+
+def _check_dsn(dsn: dict[str, str]) -> None:
+    """What libpq finds out only when it connects."""
+    if "," in dsn.get("host", "") + dsn.get("hostaddr", ""):
+        raise SettingsError("DATABASE_URL: Must name one host alone.")
+    port = dsn.get("port", "5432")
+    if not (port.isdecimal() and 0 < int(port) <= _MAX_PORT):
+        raise SettingsError(f"DATABASE_URL: The port must be a number from 1 to {_MAX_PORT}.")
+    if dsn.get("sslmode", "prefer") not in _SSL_MODES:
+        raise SettingsError(f"DATABASE_URL: sslmode must be one of: {', '.join(_SSL_MODES)}.")
 
 
 def _redis_url(env: Env) -> str | None:
     url = env.str("REDIS_URL", "")
     host = env.str("REDIS_HOST", "")
-    port = env.int("REDIS_PORT", 6379, validate=Range(1, 65_535))
+    port = env.int("REDIS_PORT", 6379, validate=Range(1, _MAX_PORT))
     password = env.str("REDIS_PASSWORD", "")
     if url:
         if not url.startswith(("redis://", "rediss://", "unix://")):
             raise SettingsError("REDIS_URL: Must begin with redis://, rediss:// or unix://.")
+        if not _is_redis_url(url):
+            raise SettingsError("REDIS_URL: Not a valid Redis URL.")
         return url
     if not host:
         return None
     credentials = f":{quote(password, safe='')}@" if password else ""
-    return f"redis://{credentials}{host}:{port}/0"
+    url = f"redis://{credentials}{f'[{host}]' if ':' in host else host}:{port}/0"
+    if not (_HOST.fullmatch(host) and _is_redis_url(url)):
+        raise SettingsError("REDIS_HOST: Must be the name or the address of a host.")
+    return url
+
+
+def _is_redis_url(url: str) -> bool:
+    """Whether a connection can be made of it; none is opened."""
+    try:
+        ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RedisError):  # its message may repeat the password
+        return False
+    return True
 
 
 def _one_line(error: EnvValidationError) -> str:
