@@ -1,0 +1,309 @@
+"""The log: JSON lines in a file, readable ones on the terminal, and no secret in either."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import structlog
+
+from tasksvc import logs
+from tests.harness import ServiceProcess, eventually
+from tests.wire import post, request, talk
+
+Start = Callable[..., ServiceProcess]
+
+CANARY = "canary-7f3a"
+
+TERMINAL_LINE = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \[(debug|info|warning|error) *\] \S.* \[[\w.]+\].*"
+)
+
+
+# The service's.
+
+
+async def test_every_line_is_one_event(service: ServiceProcess) -> None:
+    id = service.create()["id"]
+    await eventually(lambda: service.task(id)["status"] == "completed")
+    talk(service.port, b"not http\r\n\r\n")
+    talk(service.port, post(b"{"))
+    assert service.stop() == 0
+
+    for event in service.events():  # each line has to be JSON
+        assert event["event"]
+        assert event["action"]
+        assert event["level"] in ("debug", "info")
+        assert event["logger"].startswith("tasksvc")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"])
+    said = service.output().splitlines()
+    assert [line for line in said if not TERMINAL_LINE.fullmatch(line)] == []
+    assert len(said) == len(service.events())
+    assert "\x1b" not in service.output()  # colours are for terminals
+
+
+async def test_request_id_is_in_every_line_of_its_request(service: ServiceProcess) -> None:
+    created = talk(service.port, post(b'{"content": "x"}', "X-Request-ID: one"))
+    id = created.json()["id"]
+    talk(service.port, request("PATCH", f"/task/{id}/cancel", "X-Request-ID: two"))
+    refused = talk(service.port, post(b"{"))
+    unread = talk(service.port, b"not http\r\n\r\n")
+    assert service.stop() == 0
+
+    def actions(request_id: str) -> list[str]:
+        return [e["action"] for e in service.events() if e.get("request_id") == request_id]
+
+    assert actions("one") == ["created", "answered"]
+    assert actions("two")[-1] == "answered"
+    assert actions(refused.headers["x-request-id"]) == ["answered"]
+    assert actions(unread.headers["x-request-id"]) == ["refused"]
+    about_requests = {"created", "canceled", "answered", "refused"}
+    for event in service.events():
+        assert ("request_id" in event) == (event["action"] in about_requests), event
+    created_event = next(e for e in service.events() if e["action"] == "created")
+    assert created_event["task_id"] == id
+
+
+async def test_request_ids_of_one_connection_do_not_mix(service: ServiceProcess) -> None:
+    sent = [post(b'{"content": "x"}', f"X-Request-ID: n{number}") for number in range(20)]
+    for data in sent:
+        talk(service.port, data)
+    assert service.stop() == 0
+
+    for number in range(20):
+        found = [e for e in service.events() if e.get("request_id") == f"n{number}"]
+        assert [e["action"] for e in found] == ["created", "answered"]
+
+
+async def test_content_and_secrets_are_nowhere(
+    start_service: Start, environment: dict[str, str]
+) -> None:
+    """Not even while everything goes wrong."""
+    password = f"pass-{CANARY}"
+    # A password that nobody asks for is still a password.
+    url = urlsplit(environment["DATABASE_URL"])
+    with_password = url._replace(netloc=url.netloc.replace("@", f":{password}@")).geturl()
+    assert password in with_password
+    service = start_service(
+        DATABASE_URL=with_password,
+        REDIS_URL=f"redis://user:{password}@127.0.0.1:1/0",
+        LOG_LEVEL="debug",
+    )
+
+    ids = [service.create(f"content-{CANARY}")["id"]]
+    talk(service.port, post(f'{{"content": 1, "{CANARY}": "{CANARY}"}}'.encode()))
+    talk(service.port, post(f'{{"content": "{CANARY}\\u0000"}}'.encode()))
+    talk(service.port, request("GET", f"/{CANARY}?{CANARY}", f"Authorization: Bearer {CANARY}"))
+    talk(service.port, request("GET", f"/task/{CANARY}", f"Cookie: {CANARY}"))
+    talk(service.port, f"{CANARY}\r\n\r\n".encode())
+    await eventually(lambda: service.statuses(ids) == {"completed"})
+    _, _, metrics = service.get("/metrics")
+    _, _, health = service.get("/health")
+    assert service.stop() == 0
+
+    for said in (service.log_path.read_text(), service.output(), str(metrics), str(health)):
+        assert CANARY not in said
+
+
+async def test_secrets_are_nowhere_while_postgres_refuses(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    service = ServiceProcess(
+        tmp_path,
+        environment | {"DATABASE_URL": f"postgresql://{CANARY}:{CANARY}@127.0.0.1:1/{CANARY}"},
+    )
+    service.spawn()
+    try:
+        service.wait_for_line("Waits for PostgreSQL")
+        assert service.stop() == 0
+    finally:
+        service.end()
+
+    for said in (service.log_path.read_text(), service.output()):
+        assert CANARY not in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("level", ["info", "WARNING"])
+async def test_log_level_is_kept(environment: dict[str, str], tmp_path: Path, level: str) -> None:
+    service = ServiceProcess(tmp_path, environment | {"LOG_LEVEL": level})
+    service.spawn()
+    try:
+
+        def is_up() -> bool:
+            try:
+                return service.get("/health")[0] == 200
+            except OSError:
+                return False
+
+        await eventually(is_up)
+        service.create()
+        assert service.stop() == 0
+    finally:
+        service.end()
+
+    levels = {event["level"] for event in service.events()}
+    assert levels == ({"info"} if level == "info" else set())
+    assert ("[info" in service.output()) == (level == "info")
+
+
+# The configuration by itself.
+
+
+@contextmanager
+def configured(folder: Path, level: str = "debug") -> Iterator[Path]:
+    """Logging to a file there; afterwards the process's logging is as it was."""
+    root, ours = logging.getLogger(), logging.getLogger("tasksvc")
+    before = (list(root.handlers), root.level, ours.level, structlog.get_config())
+    path = folder / "new" / "app.log"
+    try:
+        with logs.configured(level, path):
+            yield path
+    finally:
+        root.handlers[:], root.level, ours.level = before[0], before[1], before[2]
+        structlog.configure(**before[3])
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def test_every_line_is_written_by_the_end(tmp_path: Path) -> None:
+    with configured(tmp_path) as path:
+        for number in range(1000):
+            structlog.get_logger("tasksvc.x").info("Event", number=number)
+
+    assert [event["number"] for event in events(path)] == list(range(1000))
+
+
+def test_newlines_and_escapes_stay_within_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "a\nb\r\x1b[31m\x00\x9b\u2028"
+    with configured(tmp_path) as path:
+        structlog.get_logger("tasksvc.x").info(evil, request_id=evil, nested={"x": [evil]})
+        logging.getLogger("library").warning("said %s", evil)
+
+    first, second = events(path)
+    assert first["event"] == first["request_id"] == first["nested"]["x"][0] == evil
+    assert second["event"] == f"said {evil}"
+    assert b"\x1b" not in path.read_bytes()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2
+    assert not set("\r\x1b\x00\x9b") & set(said)
+
+
+def test_exception_is_told_without_what_the_variables_held(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(content: str) -> None:
+        raise ValueError("wrong\x1b[31m")
+
+    with configured(tmp_path) as path:
+        log = structlog.get_logger("tasksvc.x")
+        try:
+            fail(CANARY)
+        except ValueError as error:
+            log.exception("By method")
+            log.error("By flag", exc_info=True)
+            log.error("By value", exc_info=error)
+            logging.getLogger("library").exception("By a library")
+
+    found = events(path)
+    assert [event["event"] for event in found] == [
+        "By method",
+        "By flag",
+        "By value",
+        "By a library",
+    ]
+    for event in found:
+        assert event["exception"][0]["exc_type"] == "ValueError"
+        assert event["exception"][0]["exc_value"] == "wrong\x1b[31m"
+    said = capsys.readouterr().err
+    assert said.count("Traceback (most recent call last)") == 4
+    assert said.count("ValueError: wrong\\x1b[31m") == 4
+    assert "\x1b" not in said
+    assert CANARY not in path.read_text()
+    assert CANARY not in said
+
+
+def test_what_json_cannot_say_is_said_in_other_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with configured(tmp_path) as path:
+        structlog.get_logger("tasksvc.x").info(
+            "Event", half="\ud800", large=2**70, keys={(1, 2): 3}, any=object, path=path
+        )
+
+    (event,) = events(path)
+    assert event["half"] == "\ud800"
+    assert event["large"] == 2**70
+    assert event["keys"] == "{(1, 2): 3}"
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_libraries_have_the_context_and_the_time_of_the_moment(tmp_path: Path) -> None:
+    with configured(tmp_path) as path:
+        with structlog.contextvars.bound_contextvars(task_id="t", request_id="r"):
+            logging.getLogger("library").warning("Within")
+            structlog.get_logger("tasksvc.x").warning("Within")
+        logging.getLogger("library").warning("Without")
+        logging.getLogger("library").debug("Not ours to tell")
+
+    library, ours, without = events(path)
+    assert (library["task_id"], library["request_id"]) == ("t", "r")
+    assert (ours["task_id"], ours["request_id"]) == ("t", "r")
+    assert "task_id" not in without
+    assert library["timestamp"] <= ours["timestamp"] <= without["timestamp"]
+    assert library["logger"] == "library"
+
+
+def test_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_BYTES", 2000)
+    with configured(tmp_path) as path:
+        for number in range(200):
+            structlog.get_logger("tasksvc.x").info("Event", number=number)
+
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["app.log", *(f"app.log.{n}" for n in range(1, 6))]
+    assert max(file.stat().st_size for file in files) <= 2000
+    numbers = [event["number"] for file in files[:0:-1] + files[:1] for event in events(file)]
+    assert numbers == list(range(numbers[0], 200))
+
+
+def test_lines_that_do_not_fit_are_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "QUEUE_LINES", 1)
+    before = logs.dropped_lines()
+    with configured(tmp_path) as path:
+        for number in range(5000):
+            structlog.get_logger("tasksvc.x").info("Event", number=number)
+
+    dropped = logs.dropped_lines() - before
+    assert dropped > 0
+    assert len(events(path)) == 5000 - dropped
+
+
+def test_old_file_is_continued(tmp_path: Path) -> None:
+    for run in range(2):
+        with configured(tmp_path) as path:
+            structlog.get_logger("tasksvc.x").info("Event", run=run)
+
+    assert [event["run"] for event in events(path)] == [0, 1]
+
+
+def test_level_is_kept_for_ours_and_theirs(tmp_path: Path) -> None:
+    with configured(tmp_path, "warning") as path:
+        for logger in (structlog.get_logger("tasksvc.x"), logging.getLogger("library")):
+            logger.info("no")
+            logger.warning("yes")
+
+    assert [event["event"] for event in events(path)] == ["yes", "yes"]
