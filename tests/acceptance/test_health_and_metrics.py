@@ -1,0 +1,327 @@
+"""What operators and their Prometheus are told."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from tasksvc.embedded import EmbeddedPostgres
+from tests.harness import ServiceProcess, eventually, query
+from tests.wire import JSON, assert_safe_headers, post, request, talk
+
+Start = Callable[..., ServiceProcess]
+
+CANARY = "canary_7f3a"
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+TYPES = {
+    "task_status": GAUGE,
+    "task_get_request_count": COUNTER,
+    "task_create_request_count": COUNTER,
+    "task_create_success_count": COUNTER,
+    "task_create_fail_count": COUNTER,
+    "task_cancel_request_count": COUNTER,
+    "task_cancel_success_count": COUNTER,
+    "task_cancel_fail_count": COUNTER,
+    "task_processing_duration": HISTOGRAM,
+    "task_processing_success_count": COUNTER,
+    "task_processing_fail_count": COUNTER,
+    "tasksvc_task_wait_seconds": HISTOGRAM,
+    "tasksvc_oldest_pending_age_seconds": GAUGE,
+    "tasksvc_tasks_republished_total": COUNTER,
+    "tasksvc_tasks_rescued_total": COUNTER,
+    "tasksvc_results_fenced_total": COUNTER,
+    "tasksvc_group_commit_size": HISTOGRAM,
+    "tasksvc_http_request_seconds": HISTOGRAM,
+    "tasksvc_redis_up": GAUGE,
+    "tasksvc_postgres_up": GAUGE,
+    "tasksvc_event_loop_lag_seconds": GAUGE,
+    "tasksvc_running": GAUGE,
+    "tasksvc_stream_depth": GAUGE,
+    "tasksvc_stream_pending": GAUGE,
+    "process_resident_memory_bytes": GAUGE,
+    "process_cpu_seconds_total": COUNTER,
+    "process_open_fds": GAUGE,
+    "process_start_time_seconds": GAUGE,
+    "tasksvc_build_info": GAUGE,
+}
+"""The contract's names."""
+
+LABELS = {
+    "status": {"pending", "processing", "completed", "failed", "canceled"},
+    "route": {
+        "/task",
+        "/task/{task_id}",
+        "/task/{task_id}/cancel",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "none",
+    },
+    "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
+    "code": {"200", "201", "400", "404", "405", "408", "413", "415", "422", "500", "503"},
+    "group": {"create", "get", "cancel", "claim", "finish"},
+}
+"""Every value that a label may have, but for `le` and `version`."""
+
+
+def scrape(service: ServiceProcess) -> list[str]:
+    status, _, body = service.get("/metrics")
+    assert status == 200
+    return body.decode().splitlines()
+
+
+def statuses(service: ServiceProcess) -> dict[str, float]:
+    """The task_status of each status that has tasks."""
+    counts = {
+        match[1]: float(match[2])
+        for line in scrape(service)
+        if (match := re.fullmatch(r'task_status\{status="(\w+)"\} (\S+)', line))
+    }
+    assert set(counts) == LABELS["status"]
+    return {status: count for status, count in counts.items() if count}
+
+
+# Health.
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_health_is_one_word(shared_service: ServiceProcess, path: str) -> None:
+    answer = talk(shared_service.port, request("GET", path))
+
+    assert answer.status == 200
+    assert answer.json() == {"status": "ok"}
+    assert answer.headers["content-type"] == "application/json"
+    assert_safe_headers(answer)
+
+
+async def test_health_names_what_keeps_it_from_serving(
+    service: ServiceProcess, postgres: EmbeddedPostgres
+) -> None:
+    name = urlsplit(service.env["DATABASE_URL"]).path[1:]
+    query(postgres.url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    query(
+        postgres.url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+        name,
+    )
+    try:
+        await eventually(lambda: service.get("/health")[0] == 503)
+
+        answer = talk(service.port, request("GET", "/health"))
+        assert answer.status == 503
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json() == {"status": "unavailable", "problems": ["postgres"]}
+        assert_safe_headers(answer)
+        ready = talk(service.port, request("GET", "/health/ready"))
+        assert (ready.status, ready.json()) == (503, {"status": "unavailable"})
+        live = talk(service.port, request("GET", "/health/live"))
+        assert (live.status, live.json()) == (200, {"status": "ok"})
+        lines = scrape(service)
+        assert "tasksvc_postgres_up 0" in lines
+        assert not [line for line in lines if line.startswith("task_status")]
+    finally:
+        query(postgres.url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    await eventually(lambda: service.get("/health")[0] == 200)
+    assert "tasksvc_postgres_up 1" in scrape(service)
+
+
+async def test_health_without_redis_is_ok_but_degraded(start_service: Start) -> None:
+    service = start_service(REDIS_URL="redis://127.0.0.1:1")
+
+    answer = talk(service.port, request("GET", "/health"))
+
+    assert answer.status == 200
+    assert answer.json() == {"status": "ok", "degraded": ["redis"]}
+    assert talk(service.port, request("GET", "/health/ready")).status == 200
+    lines = scrape(service)
+    assert "tasksvc_redis_up 0" in lines
+    assert not [line for line in lines if line.startswith("tasksvc_stream_")]
+
+
+async def test_health_of_a_stopping_service(start_service: Start) -> None:
+    service = start_service(TASK_SIMULATED_SECONDS=60, TASKSVC_GRACE_SECONDS=60)
+    id = service.create()["id"]
+    await eventually(lambda: service.metric("tasksvc_running") == 1)
+    service.process.send_signal(signal.SIGTERM)
+    service.wait_for_line("Stopping")
+
+    answer = talk(service.port, request("GET", "/health"))
+
+    assert (answer.status, answer.json()) == (
+        503,
+        {"status": "unavailable", "problems": ["stopping"]},
+    )
+    assert talk(service.port, request("PATCH", f"/task/{id}/cancel")).status == 200
+
+
+# Metrics.
+
+
+async def test_metrics_have_every_name_of_the_contract(shared_service: ServiceProcess) -> None:
+    answer = talk(shared_service.port, request("GET", "/metrics"))
+    lines = answer.body.decode().splitlines()
+
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert_safe_headers(answer)
+    types = dict(line.split(" ")[2:] for line in lines if line.startswith("# TYPE "))
+    assert {name: types.get(name) for name in TYPES} == TYPES
+    values = {re.split("[ {]", line)[0] for line in lines if not line.startswith("#")}
+    for name, kind in types.items():
+        assert (f"{name}_bucket" if kind == HISTOGRAM else name) in values
+    assert [line for line in lines if line.startswith("tasksvc_build_info{version=")]
+    assert answer.body.endswith(b"\n")
+
+
+async def test_labels_come_from_closed_sets_whatever_is_asked(
+    shared_service: ServiceProcess,
+) -> None:
+    port = shared_service.port
+    for method in ("GET", "HEAD", "POST", "PUT", "PROPFIND", "PURGE", "CONNECT", "TRACE", "MKCOL"):
+        for path in (
+            f"/{CANARY}",
+            f"/task/{CANARY}",
+            f"/task/{uuid4()}/cancel",
+            "/task",
+            "/health",
+        ):
+            talk(port, request(method, path) if method != "HEAD" else request("HEAD", path))
+    talk(port, request("GET", f"/health?{CANARY}", f"X-Request-ID: {CANARY}", f"Host: {CANARY}"))
+    talk(port, request("POST", "/task", f"Content-Type: {CANARY}/x", body=b""))
+    talk(port, request("GET", '/task/"} 1%0a%22%7D%201'))
+    talk(port, post(f'{{"{CANARY}": 1}}'.encode()))
+
+    lines = scrape(shared_service)
+
+    assert CANARY not in "\n".join(lines)
+    series = [line for line in lines if not line.startswith("#")]
+    for line in series:
+        for label, value in re.findall(r'([a-z]+)="([^"]*)"', line):
+            assert label in ("le", "version") or value in LABELS[label], line
+    assert len(series) < 3000
+
+
+async def test_series_stop_growing(service: ServiceProcess) -> None:
+    def ask() -> int:
+        for number in range(20):
+            talk(service.port, request("GET", f"/task/{uuid4()}"))
+            talk(service.port, request("GET", f"/{number}"))
+            talk(service.port, post(b'{"%d": 1}' % number))
+        return len(scrape(service))
+
+    ask()
+
+    assert ask() == ask()
+
+
+async def test_task_status_follows_every_change_in_every_process(start_service: Start) -> None:
+    first = start_service(TASK_CONSUMER_WORKERS=0)
+    second = start_service(TASK_CONSUMER_WORKERS=0)
+    assert statuses(first) == {}
+
+    ids = [service.create()["id"] for service in (first, second, first)]
+
+    for service in (first, second):
+        assert statuses(service) == {"pending": 3}
+
+    second.request("PATCH", f"/task/{ids[0]}/cancel")
+    for service in (first, second):
+        assert statuses(service) == {"pending": 2, "canceled": 1}
+
+    third = start_service()
+    await eventually(lambda: third.statuses(ids[1:]) == {"completed"})
+    for service in (first, second, third):
+        assert statuses(service) == {"completed": 2, "canceled": 1}
+
+    url = first.env["DATABASE_URL"]
+    query(url, "DELETE FROM task WHERE status = 'canceled'")
+    for service in (first, second, third):
+        assert statuses(service) == {"completed": 2}
+
+    query(url, "TRUNCATE task")
+    for service in (first, second, third):
+        assert statuses(service) == {}
+
+
+async def test_task_status_after_the_retention_is_over(start_service: Start) -> None:
+    service = start_service(TASK_CONSUMER_WORKERS=0)
+    old, young = service.create()["id"], service.create()["id"]
+    service.request("PATCH", f"/task/{old}/cancel")
+    # The janitor comes at the start.
+    janitor = start_service(TASK_CONSUMER_WORKERS=0, TASK_RETENTION_SECONDS=0.001)
+
+    await eventually(lambda: janitor.get(f"/task/{old}")[0] == 404)
+
+    assert statuses(service) == statuses(janitor) == {"pending": 1}
+    assert service.task(young)["status"] == "pending"
+
+
+async def test_counters_count_what_they_say(start_service: Start) -> None:
+    service = start_service(TASK_CONSUMER_WORKERS=0)
+    port = service.port
+    ids = [service.create()["id"] for _ in range(3)]
+    for refused in (post(b"{"), post(b"{}"), request("POST", "/task", body=b"{}")):
+        talk(port, refused)
+    for id, times in ((ids[0], 2), (str(uuid4()), 1), ("x", 1)):
+        for _ in range(times):
+            talk(port, request("GET", f"/task/{id}"))
+    for id in (ids[0], ids[0], str(uuid4()), "x"):
+        talk(port, request("PATCH", f"/task/{id}/cancel"))
+
+    assert service.metric("task_create_request_count") == 6
+    assert service.metric("task_create_success_count") == 3
+    assert service.metric("task_create_fail_count") == 3
+    assert service.metric("task_get_request_count") == 4
+    assert service.metric("task_cancel_request_count") == 4
+    assert service.metric("task_cancel_success_count") == 1
+    assert service.metric("task_cancel_fail_count") == 3
+    name = "tasksvc_http_request_seconds_count"
+    assert service.metric(f'{name}{{code="201",method="POST",route="/task"}}') == 3
+    assert service.metric(f'{name}{{code="415",method="POST",route="/task"}}') == 1
+    assert service.metric(f'{name}{{code="404",method="GET",route="/task/{{task_id}}"}}') == 2
+    cancel = 'method="PATCH",route="/task/{task_id}/cancel"'
+    assert service.metric(f'{name}{{code="400",{cancel}}}') == 1
+
+
+async def test_processing_is_counted_and_timed(start_service: Start) -> None:
+    service = start_service(TASK_SIMULATED_SECONDS=0.06)
+    assert service.metric("task_processing_duration_count") == 0
+
+    ids = [service.create()["id"] for _ in range(5)]
+    await eventually(lambda: service.statuses(ids) == {"completed"})
+
+    await eventually(lambda: service.metric("task_processing_success_count") == 5)
+    assert service.metric("task_processing_fail_count") == 0
+    assert service.metric("task_processing_duration_count") == 5
+    assert service.metric("task_processing_duration_sum") > 5 * 0.05
+    assert service.metric('task_processing_duration_bucket{le="0.05"}') == 0
+    assert service.metric("tasksvc_task_wait_seconds_count") == 5
+    assert service.metric("tasksvc_running") == 0
+
+
+async def test_running_and_waiting_tasks_are_gauged(start_service: Start) -> None:
+    service = start_service(TASK_SIMULATED_SECONDS=60, TASK_CONSUMER_CONCURRENCY=2)
+    for _ in range(3):
+        service.create()
+
+    await eventually(lambda: service.metric("tasksvc_running") == 2)
+
+    assert statuses(service) == {"processing": 2, "pending": 1}
+    assert service.metric("tasksvc_stream_depth") == 3
+    assert 2 <= service.metric("tasksvc_stream_pending") <= 3
+    oldest = service.metric("tasksvc_oldest_pending_age_seconds")
+    assert oldest > 0
+    await eventually(lambda: service.metric("tasksvc_oldest_pending_age_seconds") > oldest)
+
+
+async def test_metrics_survive_a_body_that_is_none(shared_service: ServiceProcess) -> None:
+    answer = talk(shared_service.port, request("GET", "/metrics", JSON, body=b"{"))
+
+    assert answer.status == 200

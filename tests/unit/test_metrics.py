@@ -1,0 +1,138 @@
+"""The registry by itself: its text is what a scraper can read, whatever it is fed."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from tasksvc.domain.task import Status
+from tasksvc.metrics import Metrics
+
+LINE = re.compile(
+    r"# (HELP|TYPE) [a-z_]+ .+"
+    r'|[a-z_]+(\{[a-z_]+="[^"\\\n]*"(,[a-z_]+="[^"\\\n]*")*\})? (\d|\.|e[+-]|\+Inf|NaN|-)+'
+)
+
+
+def lines(metrics: Metrics) -> list[str]:
+    body, _ = metrics.render([])
+    return body.decode().splitlines()
+
+
+def value(metrics: Metrics, series: str) -> float:
+    (line,) = [line for line in lines(metrics) if line.startswith(series + " ")]
+    return float(line.rsplit(" ", 1)[1])
+
+
+def has(metrics: Metrics, name: str) -> bool:
+    return any(line.startswith((name + " ", name + "{")) for line in lines(metrics))
+
+
+def test_every_line_can_be_read(metrics: Metrics) -> None:
+    metrics.observe_request("/task", "POST", 201, 0.01)
+    metrics.group_size("create")(3)
+    metrics.set_store((dict.fromkeys(Status, 1), 0.5))
+    metrics.set_stream((1, 2))
+
+    assert [line for line in lines(metrics) if not LINE.fullmatch(line)] == []
+
+
+def test_every_series_has_a_type_and_help(metrics: Metrics) -> None:
+    metrics.observe_request("/task", "POST", 201, 0.01)
+    declared: dict[str, set[str]] = {}
+    for line in lines(metrics):
+        if line.startswith("# "):
+            _, kind, name, _ = line.split(" ", 3)
+            declared.setdefault(name, set()).add(kind)
+        else:
+            name = re.split(r"[ {]", line)[0]
+            base = re.sub(r"_(bucket|sum|count)$", "", name)
+            assert declared.get(name, declared.get(base)) == {"HELP", "TYPE"}, name
+
+
+def test_registries_are_apart() -> None:
+    first, second = Metrics("1"), Metrics("2")
+    first.task_create_requests.add()
+
+    assert value(first, "task_create_request_count") == 1
+    assert value(second, "task_create_request_count") == 0
+    assert value(second, 'tasksvc_build_info{version="2"}') == 1
+
+
+def test_count_begins_at_zero_and_adds(metrics: Metrics) -> None:
+    assert value(metrics, "task_create_request_count") == 0
+
+    metrics.task_create_requests.add()
+    metrics.task_create_requests.add(41)
+
+    assert value(metrics, "task_create_request_count") == 42
+    assert value(metrics, "task_create_request_count") == 42  # a scrape changes nothing
+
+
+def test_histogram_is_cumulative_and_ends_with_all(metrics: Metrics) -> None:
+    for seconds in (0.0005, 0.003, 0.003, 7, 1000):
+        metrics.task_processing_duration(seconds)
+
+    buckets = [
+        (float(match[1]), float(match[2]))
+        for line in lines(metrics)
+        if (match := re.fullmatch(r'task_processing_duration_bucket\{le="(.+)"\} (.+)', line))
+    ]
+    bounds, counts = [bound for bound, _ in buckets], [count for _, count in buckets]
+    assert bounds == sorted(bounds)
+    assert counts == sorted(counts)
+    assert dict(buckets)[0.001] == 1
+    assert dict(buckets)[0.005] == 3
+    assert dict(buckets)[10] == 4
+    assert buckets[-1] == (math.inf, 5)
+    assert value(metrics, "task_processing_duration_count") == 5
+    assert value(metrics, "task_processing_duration_sum") == pytest.approx(1007.0065)
+
+
+def test_histogram_without_a_value_is_there(metrics: Metrics) -> None:
+    assert value(metrics, "task_processing_duration_count") == 0
+    assert value(metrics, "tasksvc_task_wait_seconds_count") == 0
+
+
+def test_requests_are_apart_by_route_method_and_code(metrics: Metrics) -> None:
+    metrics.observe_request("/task", "POST", 201, 0.01)
+    metrics.observe_request("/task", "POST", 201, 0.01)
+    metrics.observe_request("/task", "POST", 422, 0.01)
+
+    name = "tasksvc_http_request_seconds_count"
+    assert value(metrics, f'{name}{{code="201",method="POST",route="/task"}}') == 2
+    assert value(metrics, f'{name}{{code="422",method="POST",route="/task"}}') == 1
+
+
+def test_what_nobody_can_say_is_left_out(metrics: Metrics) -> None:
+    metrics.set_store(({"pending": 1}, 2.5))
+    metrics.set_stream((3, 4))
+    assert value(metrics, 'task_status{status="pending"}') == 1
+    assert value(metrics, "tasksvc_oldest_pending_age_seconds") == 2.5
+    assert value(metrics, "tasksvc_stream_depth") == 3
+    assert value(metrics, "tasksvc_stream_pending") == 4
+    assert value(metrics, "tasksvc_postgres_up") == 1
+    assert value(metrics, "tasksvc_redis_up") == 1
+
+    metrics.set_store(None)
+    metrics.set_stream(None)
+
+    assert value(metrics, "tasksvc_postgres_up") == 0
+    assert value(metrics, "tasksvc_redis_up") == 0
+    for name in (
+        "task_status",
+        "tasksvc_oldest_pending_age_seconds",
+        "tasksvc_stream_depth",
+        "tasksvc_stream_pending",
+    ):
+        assert not has(metrics, name)
+
+
+def test_process_is_measured(metrics: Metrics) -> None:
+    assert 10e6 < value(metrics, "process_resident_memory_bytes") < 1e9
+    assert value(metrics, "process_open_fds") > 0
+    assert value(metrics, "process_max_fds") > value(metrics, "process_open_fds")
+    assert value(metrics, "process_cpu_seconds_total") > 0
+    assert value(metrics, "process_start_time_seconds") > 1.7e9
