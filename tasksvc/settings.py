@@ -134,7 +134,7 @@ def _read(env: Env) -> dict[str, Any]:
         "app_env": env.str("APP_ENV", "dev"),
         "log_level": env.str("LOG_LEVEL", "debug", validate=_one_of(*LOG_LEVELS)).lower(),
         "log_file_path": Path(env.str("LOG_FILE_PATH", "logs/app.log", validate=Length(min=1))),
-        "host": env.str("HOST", "127.0.0.1"),
+        "host": env.str("HOST", "127.0.0.1", validate=_can_be_a_host),
         "port": env.int("PORT", 8000, validate=Range(0, _MAX_PORT)),
         "http": env.str("TASKSVC_HTTP", "on", validate=_one_of("on", "ops", "off")).lower(),
         # PostgreSQL and Redis.
@@ -189,6 +189,13 @@ def _one_of(*words: str) -> Callable[[str], None]:
             raise ValidationError(f"Must be one of: {', '.join(words)}.")
 
     return validate
+
+
+def _can_be_a_host(value: str) -> None:
+    try:
+        value.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValidationError("Must be the name or the address of a host.") from None
 
 
 def _path(value: str) -> Path | None:
@@ -275,7 +282,8 @@ def _redis_url(env: Env) -> str | None:
 def _is_redis_url(url: str) -> bool:
     """Whether a connection can be made of it; none is opened."""
     try:
-        ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        getattr(connection, "host", "").encode("idna")  # as the resolver will
     except (ValueError, TypeError, RedisError):  # its message may repeat the password
         return False
     return True

@@ -167,6 +167,8 @@ def test_fraction_of_a_whole_number_is_refused_by_name(read: Read, variable: str
         ("LOG_LEVEL", "loud"),
         ("LOG_LEVEL", ""),
         ("LOG_FILE_PATH", ""),
+        ("HOST", "a..b"),
+        ("HOST", "a" * 64),
         ("TASKSVC_HTTP", "maybe"),
         ("TASKSVC_STATE_DIR", ""),
         ("TASKSVC_REDIS_PREFIX", ""),
@@ -346,6 +348,7 @@ def test_redis_password_arrives_as_it_is(read: Read, password: str) -> None:
         f"redis://:{SECRET}@redis?socket_timeout=soon",
         f"redis://:{SECRET}@redis?no_such=1",
         f"redis://:{SECRET}@redis?protocol=9",
+        f"redis://:{SECRET}@a..b",
         f"rediss://:{SECRET}@redis?ssl_cert_reqs=maybe",
         f"redis://:{SECRET}#@redis:6379/0",
     ],
@@ -359,7 +362,7 @@ def test_wrong_redis_url_is_refused_by_name(read: Read, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["redis:6379", "redis://redis", "a b", "a/b", "a@b", "a#b", "a\nb"]
+    "host", ["redis:6379", "redis://redis", "a..b", "a b", "a/b", "a@b", "a#b", "a\nb"]
 )
 def test_wrong_redis_host_is_refused_by_name(read: Read, host: str) -> None:
     line = refusal(read, REDIS_HOST=host, REDIS_PASSWORD=SECRET)
