@@ -14,8 +14,6 @@ from marshmallow import ValidationError
 from marshmallow.validate import Length, Range
 from psycopg2 import ProgrammingError
 from psycopg2.extensions import parse_dsn
-from redis.asyncio import ConnectionPool
-from redis.exceptions import RedisError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -281,6 +279,10 @@ def _redis_url(env: Env) -> str | None:
 
 def _is_redis_url(url: str) -> bool:
     """Whether a connection can be made of it; none is opened."""
+    # Here, so that a command which needs no Redis does not wait for its client.
+    from redis.asyncio import ConnectionPool
+    from redis.exceptions import RedisError
+
     try:
         connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
         getattr(connection, "host", "").encode("idna")  # as the resolver will

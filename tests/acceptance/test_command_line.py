@@ -1,0 +1,307 @@
+"""The command line, as a person or an orchestrator uses it: a clear line, and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ServiceProcess, clean_environment, eventually, query
+
+Start = Callable[..., ServiceProcess]
+
+
+@pytest.fixture
+def tasksvc(
+    environment: dict[str, str], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command to its end, with the test's servers unless other variables are given."""
+
+    def run(*words: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tasksvc", *words],
+            cwd=tmp_path,
+            env=environment | {name: str(value) for name, value in variables.items()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    return run
+
+
+Tasksvc = Callable[..., subprocess.CompletedProcess[str]]
+
+
+async def test_help_names_the_commands(tasksvc: Tasksvc) -> None:
+    done = tasksvc("--help")
+
+    assert done.returncode == 0
+    for command in ("run", "migrate", "health"):
+        assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
+    assert done.stderr == ""
+
+
+async def test_version(tasksvc: Tasksvc) -> None:
+    done = tasksvc("--version")
+
+    assert done.returncode == 0
+    assert re.fullmatch(r"tasksvc, version \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+async def test_unknown_command_is_refused(tasksvc: Tasksvc) -> None:
+    done = tasksvc("rnu")
+
+    assert done.returncode == 2
+    assert "No such command 'rnu'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "http"),
+        ("DATABASE_URL", "mysql://root:canary-7f3a@db"),
+        ("REDIS_URL", "redis://:canary-7f3a@redis:x"),
+    ],
+)
+async def test_wrong_setting_stops_the_start_with_one_line(
+    tasksvc: Tasksvc, variable: str, value: str
+) -> None:
+    done = tasksvc("run", **{variable: value})
+
+    assert done.returncode == 1
+    assert re.fullmatch(rf"Error: {variable}: [^\n]+\n", done.stderr)
+    assert done.stdout == ""
+    assert "canary-7f3a" not in done.stderr
+
+
+async def test_log_file_that_cannot_be_written_stops_the_start_with_one_line(
+    tasksvc: Tasksvc, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    for path in (tmp_path, tmp_path / "file" / "app.log"):
+        done = tasksvc("run", LOG_FILE_PATH=path)
+
+        assert done.returncode == 1
+        assert re.fullmatch(r"Error: LOG_FILE_PATH: [^\n]+\n", done.stderr)
+
+
+async def test_port_in_use_stops_the_start_with_a_clear_line(
+    tasksvc: Tasksvc, environment: dict[str, str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        done = tasksvc("run", PORT=port)
+
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: HOST, PORT: can't listen on 127.0.0.1:{port}: ")
+    assert "Traceback" not in done.stderr
+    # It leaves as cleanly as it came.
+    assert query(environment["DATABASE_URL"], "SELECT * FROM worker") == []
+
+
+async def test_migrate_makes_the_schema_once(tasksvc: Tasksvc, database_url: str) -> None:
+    query(database_url, "DROP SCHEMA public CASCADE")
+    query(database_url, "CREATE SCHEMA public")
+
+    first, second = tasksvc("migrate"), tasksvc("migrate")
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "0001_task.sql" in first.stdout.splitlines()
+    assert second.stdout == "The schema is up to date.\n"
+    assert query(database_url, "SELECT count(*) FROM task") == [(0,)]
+
+
+async def test_migrate_needs_no_redis(tasksvc: Tasksvc) -> None:
+    assert tasksvc("migrate", REDIS_URL="redis://127.0.0.1:1").returncode == 0
+
+
+async def test_migrate_without_postgres_fails_with_a_clear_line(tasksvc: Tasksvc) -> None:
+    done = tasksvc("migrate", DATABASE_URL="postgresql://u:canary-7f3a@127.0.0.1:1/x")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: PostgreSQL does not answer")
+    assert "Traceback" not in done.stderr
+    assert "canary-7f3a" not in done.stderr
+
+
+async def test_health_tells_by_its_exit_code(start_service: Start, tasksvc: Tasksvc) -> None:
+    service = start_service(TASK_SIMULATED_SECONDS=60, TASKSVC_GRACE_SECONDS=60)
+    service.create()
+    await eventually(lambda: service.metric("tasksvc_running") == 1)
+
+    well = tasksvc("health", PORT=service.port)
+    assert (well.returncode, json.loads(well.stdout)) == (0, {"status": "ok"})
+    assert tasksvc("health", PORT=service.port, HOST="0.0.0.0").returncode == 0
+
+    service.process.send_signal(signal.SIGTERM)
+    service.wait_for_line("Stopping")
+    stopping = tasksvc("health", PORT=service.port)
+    assert stopping.returncode == 1
+    assert "Traceback" not in stopping.stderr
+
+    service.kill()
+    gone = tasksvc("health", PORT=service.port)
+    assert gone.returncode == 1
+    assert re.fullmatch(r"Error: [^\n]+\n", gone.stderr)
+
+
+@pytest.mark.xfail(strict=True, reason="it goes through the proxy")
+async def test_health_asks_the_service_and_no_proxy(
+    service: ServiceProcess, tasksvc: Tasksvc
+) -> None:
+    done = tasksvc("health", PORT=service.port, http_proxy="http://127.0.0.1:1")
+
+    assert done.returncode == 0
+
+
+@pytest.mark.xfail(strict=True, reason="it tells the code alone")
+async def test_health_names_what_is_wrong(start_service: Start, tasksvc: Tasksvc) -> None:
+    service = start_service(TASK_SIMULATED_SECONDS=60, TASKSVC_GRACE_SECONDS=60)
+    service.create()
+    await eventually(lambda: service.metric("tasksvc_running") == 1)
+    service.process.send_signal(signal.SIGTERM)
+    service.wait_for_line("Stopping")
+
+    done = tasksvc("health", PORT=service.port)
+
+    assert done.returncode == 1
+    assert "stopping" in done.stdout + done.stderr
+
+
+@pytest.mark.xfail(strict=True, reason="it shows a traceback")
+async def test_health_of_what_does_not_speak_http(tasksvc: Tasksvc) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+
+        def talk_nonsense() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        talking = asyncio.create_task(asyncio.to_thread(talk_nonsense))
+        done = await asyncio.to_thread(tasksvc, "health", PORT=other.getsockname()[1])
+        await talking
+
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: [^\n]+\n", done.stderr)
+
+
+async def test_http_off_consumes_only(start_service: Start) -> None:
+    front = start_service(TASK_CONSUMER_WORKERS=0)
+    back = start_service(TASKSVC_HTTP="off")
+
+    id = front.create()["id"]
+
+    await eventually(lambda: front.task(id)["status"] == "completed")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", back.port))
+    assert "Serving" not in back.output()
+    assert back.stop() == 0
+
+
+async def test_http_ops_has_no_tasks(start_service: Start) -> None:
+    service = start_service(TASKSVC_HTTP="ops")
+
+    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+        assert service.get(path)[0] == 200
+    assert service.request("POST", "/task", b"{}")[0] == 404
+    assert service.get("/task/00000000-0000-4000-8000-000000000000")[0] == 404
+
+
+async def test_no_workers_accept_and_serve_only(start_service: Start) -> None:
+    service = start_service(TASK_CONSUMER_WORKERS=0, TASKSVC_RELAY_SECONDS=0.05)
+    id = service.create()["id"]
+    other = start_service()
+
+    # What another process can do, this one did not.
+    await eventually(lambda: other.task(id)["status"] == "completed")
+    assert service.metric("task_processing_success_count") == 0
+    assert other.metric("task_processing_success_count") == 1
+    assert service.task(id)["status"] == "completed"
+
+
+async def test_port_0_takes_any_and_says_which(environment: dict[str, str], tmp_path: Path) -> None:
+    service = ServiceProcess(tmp_path, environment | {"PORT": "0"})
+    service.start()
+    try:
+        found = re.search(r"Serving on http://127\.0\.0\.1:(\d+)", service.output())
+        assert found
+        service.url = f"http://127.0.0.1:{found[1]}"
+
+        assert service.get("/health")[0] == 200
+        assert service.stop() == 0
+    finally:
+        service.end()
+
+
+def spawn_in_a_group_of_its_own(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (folder / "terminal.txt").open("wb") as terminal:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasksvc", "run"],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.slow
+async def test_embedded_servers_keep_their_data(tmp_path: Path, free_port: int) -> None:
+    """Also over a kill -9, and a Ctrl-C that reaches the whole process group."""
+    env = clean_environment(
+        PORT=free_port,
+        TASK_SIMULATED_SECONDS=0,
+        TASKSVC_LEASE_SECONDS=2,
+        TASKSVC_STATE_DIR=tmp_path / "state",
+    )
+    service = ServiceProcess(tmp_path, env)
+    try:
+        service.start()
+        first = service.create("first")["id"]
+        service.kill()
+
+        service.start()
+        assert service.task(first)["content"] == "first"
+        await eventually(lambda: service.task(first)["status"] == "completed")
+        second = service.create("second")["id"]
+        await eventually(lambda: service.task(second)["status"] == "completed")
+        assert service.stop(signal.SIGINT) == 0
+        assert "Traceback" not in service.output()
+
+        foreground = spawn_in_a_group_of_its_own(tmp_path, env)
+        said = (tmp_path / "terminal.txt").read_text
+        try:
+            await eventually(lambda: "Ready" in said())
+            assert service.task(first)["status"] == "completed"
+            assert service.task(second)["content"] == "second"
+            os.killpg(foreground.pid, signal.SIGINT)
+            assert foreground.wait(30) == 0
+        finally:
+            foreground.kill()
+            foreground.wait()
+        assert "Stopped" in said()
+        assert "Traceback" not in said()
+        assert "[error" not in said()
+    finally:
+        service.end()
