@@ -192,28 +192,47 @@ def database_named(url: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_service(
+def shared_services(
     postgres: EmbeddedPostgres,
     template: str,
     redis_server: EmbeddedRedis,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[ServiceProcess]:
-    """One service as a process for all tests that only ask it: they neither stop it nor break what
-    it stands on, and they count nothing that others could have counted too."""
-    name = f"test_{next(_numbers)}"
-    query(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = clean_environment(
-        DATABASE_URL=database_named(postgres.url, name),
-        REDIS_URL=redis_server.url,
-        TASKSVC_REDIS_PREFIX=f"test-{next(_numbers)}",
-        PORT=port,
-        TASK_SIMULATED_SECONDS=0,
-        TASKSVC_BODY_TIMEOUT_SECONDS=1,
-    )
-    service = ServiceProcess(tmp_path_factory.mktemp("shared"), env)
-    service.start()
-    yield service
-    service.end()
+) -> Iterator[Callable[..., ServiceProcess]]:
+    """Services as processes for tests that only ask them: they neither stop one nor break what it
+    stands on, and they count nothing that others could have counted too. The same variables give
+    the same service."""
+    services: dict[frozenset[tuple[str, object]], ServiceProcess] = {}
+
+    def start(**variables: object) -> ServiceProcess:
+        name = f"test_{next(_numbers)}"
+        query(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        defaults: dict[str, object] = {
+            "DATABASE_URL": database_named(postgres.url, name),
+            "REDIS_URL": redis_server.url,
+            "TASKSVC_REDIS_PREFIX": f"test-{next(_numbers)}",
+            "PORT": port,
+            "TASK_SIMULATED_SECONDS": 0,
+        }
+        env = clean_environment(**(defaults | variables))
+        service = ServiceProcess(tmp_path_factory.mktemp("shared"), env)
+        service.start()
+        return service
+
+    def get(**variables: object) -> ServiceProcess:
+        key = frozenset(variables.items())
+        if key not in services:
+            services[key] = start(**variables)
+        return services[key]
+
+    yield get
+    for service in services.values():
+        service.end()
+
+
+@pytest.fixture
+def shared_service(shared_services: Callable[..., ServiceProcess]) -> ServiceProcess:
+    """The one whose tasks take no time."""
+    return shared_services()

@@ -134,12 +134,12 @@ async def test_task_is_committed_before_the_answer(shared_service: ServiceProces
 # Get.
 
 
-async def test_task_is_processed(service: ServiceProcess) -> None:
-    created = service.create("work")
+async def test_task_is_processed(shared_service: ServiceProcess) -> None:
+    created = shared_service.create("work")
 
-    await eventually(lambda: service.task(created["id"])["status"] == "completed")
+    await eventually(lambda: shared_service.task(created["id"])["status"] == "completed")
 
-    task = service.task(created["id"])
+    task = shared_service.task(created["id"])
     assert list(task) == KEYS
     assert {**task, "status": "pending", "updated_at": None} == created
     assert TIME.fullmatch(task["updated_at"])
@@ -225,8 +225,8 @@ async def test_unknown_id_is_not_found(
     assert_problem(talk(shared_service.port, request(method, path)), 404)
 
 
-async def test_id_in_upper_case_is_the_same_task(start_service: Start) -> None:
-    service = start_service(TASK_CONSUMER_WORKERS=0)
+async def test_id_in_upper_case_is_the_same_task(shared_services: Start) -> None:
+    service = shared_services(TASK_CONSUMER_WORKERS=0)
     id = service.create()["id"]
 
     found = talk(service.port, request("GET", f"/task/{id.upper()}"))
@@ -240,8 +240,8 @@ async def test_id_in_upper_case_is_the_same_task(start_service: Start) -> None:
 # Cancel.
 
 
-async def test_cancel_pending_task(start_service: Start) -> None:
-    service = start_service(TASK_CONSUMER_WORKERS=0)
+async def test_cancel_pending_task(shared_services: Start) -> None:
+    service = shared_services(TASK_CONSUMER_WORKERS=0)
     created = service.create()
 
     answer = talk(service.port, request("PATCH", f"/task/{created['id']}/cancel"))
@@ -284,8 +284,8 @@ async def test_cancel_completed_task_is_refused(shared_service: ServiceProcess) 
     assert shared_service.task(id) == task
 
 
-async def test_cancel_needs_no_body_and_ignores_one(start_service: Start) -> None:
-    service = start_service(TASK_CONSUMER_WORKERS=0)
+async def test_cancel_needs_no_body_and_ignores_one(shared_services: Start) -> None:
+    service = shared_services(TASK_CONSUMER_WORKERS=0)
     id = service.create()["id"]
 
     answer = talk(service.port, request("PATCH", f"/task/{id}/cancel", body=b"\xffnonsense"))
@@ -435,6 +435,15 @@ async def test_postgres_away_is_503_until_it_is_back(
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             for secret in ("SELECT", "INSERT", "psycopg", name, "socket"):
                 assert secret not in problem["detail"]
+        health = talk(service.port, request("GET", "/health"))
+        assert health.status == 503
+        assert health.json() == {"status": "unavailable", "problems": ["postgres"]}
+        assert_safe_headers(health)
+        assert service.get("/health/ready")[0::2] == (503, b'{"status":"unavailable"}')
+        assert service.get("/health/live")[0::2] == (200, b'{"status":"ok"}')
+        metrics = service.get("/metrics")[2].decode().splitlines()
+        assert "tasksvc_postgres_up 0" in metrics
+        assert not [line for line in metrics if line.startswith("task_status")]
         # What needs no database is answered without one.
         assert_problem(talk(service.port, post(b"{")), 400)
         assert_problem(talk(service.port, request("GET", "/task/x")), 404)
@@ -443,6 +452,8 @@ async def test_postgres_away_is_503_until_it_is_back(
 
     assert talk(service.port, post(TASK)).status == 201
     assert service.task(id)["status"] == "pending"
+    assert service.metric("tasksvc_postgres_up") == 1
+    await eventually(lambda: service.get("/health")[0] == 200)
 
 
 async def test_full_waiting_line_is_503(start_service: Start) -> None:
@@ -471,11 +482,3 @@ async def test_full_waiting_line_is_503(start_service: Start) -> None:
     assert refused is not None
     assert refused.headers["retry-after"]
     assert query(url, "SELECT count(*) FROM task") == [(2,)]
-
-
-async def test_redis_away_fails_no_request(start_service: Start) -> None:
-    service = start_service(REDIS_URL="redis://127.0.0.1:1")
-
-    id = service.create()["id"]
-
-    await eventually(lambda: service.task(id)["status"] == "completed")

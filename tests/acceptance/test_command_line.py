@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tasksvc import __version__
+from tasksvc.__main__ import main
 from tests.harness import ServiceProcess, clean_environment, eventually, query
 
 Start = Callable[..., ServiceProcess]
@@ -44,58 +47,68 @@ def tasksvc(
 Tasksvc = Callable[..., subprocess.CompletedProcess[str]]
 
 
-async def test_help_names_the_commands(tasksvc: Tasksvc) -> None:
-    done = tasksvc("--help")
+def test_help_names_the_commands() -> None:
+    done = CliRunner().invoke(main, ["--help"])
 
-    assert done.returncode == 0
+    assert done.exit_code == 0
     for command in ("run", "migrate", "health"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
-    assert done.stderr == ""
 
 
-async def test_version(tasksvc: Tasksvc) -> None:
-    done = tasksvc("--version")
+def test_unknown_command_is_refused() -> None:
+    done = CliRunner().invoke(main, ["rnu"])
 
-    assert done.returncode == 0
-    assert re.fullmatch(r"tasksvc, version \d+\.\d+\.\d+\S*\n", done.stdout)
-
-
-async def test_unknown_command_is_refused(tasksvc: Tasksvc) -> None:
-    done = tasksvc("rnu")
-
-    assert done.returncode == 2
-    assert "No such command 'rnu'" in done.stderr
+    assert done.exit_code == 2
+    assert "No such command 'rnu'" in done.output
 
 
+def test_version() -> None:
+    done = CliRunner().invoke(main, ["--version"])
+
+    assert done.exit_code == 0
+    assert done.stdout == f"tasksvc, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "migrate", "health"])
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("PORT", "http"),
+        ("LOG_LEVEL", "loud"),
         ("DATABASE_URL", "mysql://root:canary-7f3a@db"),
         ("REDIS_URL", "redis://:canary-7f3a@redis:x"),
+        ("TASK_CONSUMER_WORKERS", "many"),
+        ("TASKSVC_HTTP", "maybe"),
     ],
 )
-async def test_wrong_setting_stops_the_start_with_one_line(
-    tasksvc: Tasksvc, variable: str, value: str
+def test_wrong_setting_ends_a_command_with_one_line(
+    command: str, variable: str, value: str
 ) -> None:
-    done = tasksvc("run", **{variable: value})
+    done = CliRunner().invoke(main, [command], env={variable: value})
+
+    assert done.exit_code == 1
+    assert re.fullmatch(rf"Error: {variable}: [^\n]+\n", done.output)
+    assert "canary-7f3a" not in done.output
+
+
+async def test_wrong_setting_ends_the_process_with_one_line(tasksvc: Tasksvc) -> None:
+    done = tasksvc("run", PORT="http")
 
     assert done.returncode == 1
-    assert re.fullmatch(rf"Error: {variable}: [^\n]+\n", done.stderr)
+    assert done.stderr == "Error: PORT: Not a valid integer.\n"
     assert done.stdout == ""
-    assert "canary-7f3a" not in done.stderr
 
 
-async def test_log_file_that_cannot_be_written_stops_the_start_with_one_line(
-    tasksvc: Tasksvc, tmp_path: Path
+@pytest.mark.parametrize("path", ["", "file/app.log", "file/folder/app.log"])
+def test_log_file_that_cannot_be_written_ends_a_command_with_one_line(
+    tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "file").touch()
 
-    for path in (tmp_path, tmp_path / "file" / "app.log"):
-        done = tasksvc("run", LOG_FILE_PATH=path)
+    done = CliRunner().invoke(main, ["run"], env={"LOG_FILE_PATH": str(tmp_path / path)})
 
-        assert done.returncode == 1
-        assert re.fullmatch(r"Error: LOG_FILE_PATH: [^\n]+\n", done.stderr)
+    assert done.exit_code == 1
+    assert re.fullmatch(r"Error: LOG_FILE_PATH: [^\n]+\n", done.output)
 
 
 async def test_port_in_use_stops_the_start_with_a_clear_line(
@@ -120,16 +133,13 @@ async def test_migrate_makes_the_schema_once(tasksvc: Tasksvc, database_url: str
     query(database_url, "DROP SCHEMA public CASCADE")
     query(database_url, "CREATE SCHEMA public")
 
-    first, second = tasksvc("migrate"), tasksvc("migrate")
+    without_redis = {"REDIS_URL": "redis://127.0.0.1:1"}
+    first, second = tasksvc("migrate", **without_redis), tasksvc("migrate", **without_redis)
 
     assert (first.returncode, second.returncode) == (0, 0)
     assert "0001_task.sql" in first.stdout.splitlines()
     assert second.stdout == "The schema is up to date.\n"
     assert query(database_url, "SELECT count(*) FROM task") == [(0,)]
-
-
-async def test_migrate_needs_no_redis(tasksvc: Tasksvc) -> None:
-    assert tasksvc("migrate", REDIS_URL="redis://127.0.0.1:1").returncode == 0
 
 
 async def test_migrate_without_postgres_fails_with_a_clear_line(tasksvc: Tasksvc) -> None:
@@ -152,6 +162,8 @@ async def test_health_tells_by_its_exit_code(start_service: Start, tasksvc: Task
 
     service.process.send_signal(signal.SIGTERM)
     service.wait_for_line("Stopping")
+    _, _, body = service.get("/health")
+    assert json.loads(body) == {"status": "unavailable", "problems": ["stopping"]}
     stopping = tasksvc("health", PORT=service.port)
     assert stopping.returncode == 1
     assert "Traceback" not in stopping.stderr
@@ -164,25 +176,11 @@ async def test_health_tells_by_its_exit_code(start_service: Start, tasksvc: Task
 
 @pytest.mark.xfail(strict=True, reason="it goes through the proxy")
 async def test_health_asks_the_service_and_no_proxy(
-    service: ServiceProcess, tasksvc: Tasksvc
+    shared_service: ServiceProcess, tasksvc: Tasksvc
 ) -> None:
-    done = tasksvc("health", PORT=service.port, http_proxy="http://127.0.0.1:1")
+    done = tasksvc("health", PORT=shared_service.port, http_proxy="http://127.0.0.1:1")
 
     assert done.returncode == 0
-
-
-@pytest.mark.xfail(strict=True, reason="it tells the code alone")
-async def test_health_names_what_is_wrong(start_service: Start, tasksvc: Tasksvc) -> None:
-    service = start_service(TASK_SIMULATED_SECONDS=60, TASKSVC_GRACE_SECONDS=60)
-    service.create()
-    await eventually(lambda: service.metric("tasksvc_running") == 1)
-    service.process.send_signal(signal.SIGTERM)
-    service.wait_for_line("Stopping")
-
-    done = tasksvc("health", PORT=service.port)
-
-    assert done.returncode == 1
-    assert "stopping" in done.stdout + done.stderr
 
 
 @pytest.mark.xfail(strict=True, reason="it shows a traceback")
@@ -205,50 +203,34 @@ async def test_health_of_what_does_not_speak_http(tasksvc: Tasksvc) -> None:
     assert re.fullmatch(r"Error: [^\n]+\n", done.stderr)
 
 
-async def test_http_off_consumes_only(start_service: Start) -> None:
+async def test_one_process_serves_only_and_another_consumes_only(start_service: Start) -> None:
     front = start_service(TASK_CONSUMER_WORKERS=0)
+    id = front.create()["id"]
     back = start_service(TASKSVC_HTTP="off")
 
-    id = front.create()["id"]
-
     await eventually(lambda: front.task(id)["status"] == "completed")
+
+    assert front.metric("task_processing_success_count") == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", back.port))
     assert "Serving" not in back.output()
     assert back.stop() == 0
 
 
-async def test_http_ops_has_no_tasks(start_service: Start) -> None:
-    service = start_service(TASKSVC_HTTP="ops")
-
-    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
-        assert service.get(path)[0] == 200
-    assert service.request("POST", "/task", b"{}")[0] == 404
-    assert service.get("/task/00000000-0000-4000-8000-000000000000")[0] == 404
-
-
-async def test_no_workers_accept_and_serve_only(start_service: Start) -> None:
-    service = start_service(TASK_CONSUMER_WORKERS=0, TASKSVC_RELAY_SECONDS=0.05)
-    id = service.create()["id"]
-    other = start_service()
-
-    # What another process can do, this one did not.
-    await eventually(lambda: other.task(id)["status"] == "completed")
-    assert service.metric("task_processing_success_count") == 0
-    assert other.metric("task_processing_success_count") == 1
-    assert service.task(id)["status"] == "completed"
-
-
-async def test_port_0_takes_any_and_says_which(environment: dict[str, str], tmp_path: Path) -> None:
-    service = ServiceProcess(tmp_path, environment | {"PORT": "0"})
+async def test_http_ops_has_no_tasks_and_port_0_takes_any(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    service = ServiceProcess(tmp_path, environment | {"TASKSVC_HTTP": "ops", "PORT": "0"})
     service.start()
     try:
-        found = re.search(r"Serving on http://127\.0\.0\.1:(\d+)", service.output())
+        found = re.search(r"Serving on (http://127\.0\.0\.1:\d+)", service.output())
         assert found
-        service.url = f"http://127.0.0.1:{found[1]}"
+        service.url = found[1]
 
-        assert service.get("/health")[0] == 200
-        assert service.stop() == 0
+        for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+            assert service.get(path)[0] == 200
+        assert service.request("POST", "/task", b"{}")[0] == 404
+        assert service.get("/task/00000000-0000-4000-8000-000000000000")[0] == 404
     finally:
         service.end()
 
