@@ -1,0 +1,156 @@
+"""A worker over the real store and the real stream, whose steps the test takes itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasksvc.consumers.consumer import Consumer
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.running import Running
+from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.task import Claim, Task
+from tasksvc.embedded import EmbeddedRedis
+from tasksvc.handlers import Handler
+from tasksvc.metrics import Metrics
+from tasksvc.service import TaskService
+from tasksvc.store.task_store import TaskStore
+from tasksvc.stream.task_stream import TaskStream
+from tests.harness import eventually, query
+
+Row = tuple[Any, ...]
+
+
+async def do_nothing(claim: Claim) -> None:
+    """A handler."""
+
+
+class Worker:
+    """A service with one consumer that has no loops of its own."""
+
+    def __init__(
+        self,
+        service: TaskService,
+        stream: TaskStream,
+        metrics: Metrics,
+        handler: Handler,
+        places: int,
+    ) -> None:
+        self.service = service
+        self.stream = stream
+        self.metrics = metrics
+        self.running = Running()
+        service.on_lost = self.running.stop
+        executor = Executor(handler, RetryPolicy(0, 0), metrics)
+        self.consumer = Consumer(1, places, service, stream, executor, self.running)
+        self.finisher = self.consumer._finisher
+
+    async def create(self, content: str = "x") -> Task:
+        """A task that the stream has been told of, if it listens."""
+        task = await self.service.create(content)
+        await self.service.flush()
+        return task
+
+    async def take(self) -> int:
+        """Reads what a consumer that has just started asks for first, and then what is new."""
+        taken = await self.consumer.run_once()
+        return taken or await self.consumer.run_once()
+
+    async def finish(self) -> int:
+        """Writes all that runs, once it has ended."""
+        await eventually(lambda: not len(self.running))
+        return await self.finisher.run_once()
+
+    async def work(self) -> None:
+        await self.take()
+        await self.finish()
+
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+async def make_worker(
+    make_task_service: Callable[..., TaskService], stream: TaskStream, metrics: Metrics
+) -> AsyncIterator[MakeWorker]:
+    """Makes workers that are not registered yet; each is like a process of its own."""
+    workers: list[Worker] = []
+
+    def make(handler: Handler = do_nothing, *, places: int = 4, **overrides: Any) -> Worker:
+        worker = Worker(make_task_service(**overrides), stream, metrics, handler, places)
+        workers.append(worker)
+        return worker
+
+    yield make
+    for worker in workers:
+        for run in list(worker.running._runs.values()):
+            assert run.task is not None
+            run.task.cancel()
+            await asyncio.wait([run.task])
+
+
+@pytest.fixture
+async def worker(make_worker: MakeWorker) -> Worker:
+    """A registered worker whose tasks take no time."""
+    worker = make_worker()
+    await worker.service.register()
+    return worker
+
+
+@pytest.fixture
+def rows(database_url: str) -> Callable[[], list[Row]]:
+    """Status, attempt and failures of every task, in the order of their creation."""
+    return lambda: query(database_url, "SELECT status, attempt, failures FROM task ORDER BY id")
+
+
+@pytest.fixture
+def stream_key(redis_prefix: str) -> str:
+    return f"{redis_prefix}:tasks"
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A Redis that the test may break."""
+    with EmbeddedRedis(tmp_path / "own-redis", persistent=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def own_stream(own_redis: EmbeddedRedis) -> AsyncIterator[TaskStream]:
+    """A stream in the Redis that the test may break."""
+    stream = TaskStream(
+        own_redis.url, prefix="own", readers=4, block_seconds=0.1, max_entries=10_000
+    )
+    await stream.open()
+    yield stream
+    await stream.close()
+
+
+@pytest.fixture
+async def own_worker(store: TaskStore, own_stream: TaskStream, metrics: Metrics) -> Worker:
+    """A registered worker over the Redis that the test may break."""
+    service = TaskService(
+        store,
+        own_stream,
+        metrics,
+        max_attempts=3,
+        lease_seconds=5.0,
+        lost_margin_seconds=0.5,
+        group_size=100,
+        max_waiting=1000,
+    )
+    await service.register()
+    return Worker(service, own_stream, metrics, do_nothing, places=4)
+
+
+def lapse(database_url: str, worker_id: str | None) -> None:
+    """The worker's lease has run out."""
+    query(
+        database_url,
+        "UPDATE worker SET expires_at = clock_timestamp() - interval '1 second' WHERE id = %s",
+        worker_id,
+    )
