@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run migrate test test-fast check lint types layers format bench prometheus \
+.PHONY: help install run migrate test test-fast chaos check lint types layers format bench prometheus \
         build start stop test-docker clean
 
 help: ## list the targets
@@ -50,6 +50,9 @@ types: $(INSTALLED) ## mypy, strict
 format: $(INSTALLED) ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(INSTALLED) ## break everything, and check the promises: SEED= SECONDS= FAULTS= SERVICES=
+	$(BIN)/python -m tests.faults.chaos
 
 bench: $(INSTALLED) ## speed, as a ratio to a bare aiohttp echo of the same run
 	$(BIN)/python -m ops.bench

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
 import threading
@@ -23,12 +24,14 @@ import aiohttp
 import click
 
 from tests.faults import nemesis
-from tests.faults.checker import Evidence, Operation, Sample, check, story
+from tests.faults.checker import Evidence, Operation, Recovery, Sample, check, story
 from tests.faults.evidence import drain, gather, sample
 from tests.faults.world import Clocks, World
 
 CLIENTS = 8
 REQUEST_SECONDS = 5.0
+RECOVERY_SECONDS = 20.0
+"""A probe is given up after so long."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class Run:
         self._operations: list[Operation] = []
         self._samples: list[Sample] = []
         self._injected: Counter[str] = Counter()
+        self._recoveries: list[Recovery] = []
+        self._probes = itertools.count()
 
     def go(self) -> Evidence:
         """What there is to check, after all is healed and drained."""
@@ -165,6 +170,7 @@ class Run:
             self._world,
             operations=self._operations,
             samples=self._samples,
+            recoveries=self._recoveries,
             answers="\n".join(text for client in clients for text in client.said),
             clock_jumped=any(name.startswith("clock.") for name in self._injected),
         )
@@ -182,7 +188,40 @@ class Run:
             nemesis.FAULTS[name](nemesis.Scene(self._world, chance))
             nemesis.heal(self._world)
             self._injected[name] += 1
+            self._recoveries.append(Recovery(name, self._recover()))
             time.sleep(chance.uniform(self._plan.quiet_seconds / 2, self._plan.quiet_seconds))
+
+    def _recover(self) -> float:
+        """The seconds until a task is created and completed again."""
+        started = time.monotonic()
+        while (seconds := time.monotonic() - started) < RECOVERY_SECONDS:
+            try:
+                if self._probe():
+                    return time.monotonic() - started
+            except OSError:  # not yet
+                time.sleep(0.02)
+        return seconds
+
+    def _probe(self) -> bool:
+        """One task from a client of its own, to its end; False when it's refused."""
+        service = self._world.services[0]
+        key = f"probe-{next(self._probes)}"
+        content = json.dumps({"content": json.dumps({"key": key})}).encode()
+        started = time.time()
+        headers = {"Content-Type": "application/json"}
+        code, _, body = service.request("POST", "/task", content, headers)
+        id = json.loads(body)["id"] if code == 201 else None
+        self._operations.append(Operation(0, "create", key, id, started, time.time(), code))
+        if id is None:
+            time.sleep(0.02)
+            return False
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while time.monotonic() < deadline:
+            code, _, body = service.get(f"/task/{id}")
+            if code == 200 and json.loads(body)["status"] == "completed":
+                return True
+            time.sleep(0.01)
+        return False
 
     def summary(self) -> str:
         codes = Counter((o.verb, o.code) for o in self._operations)
@@ -214,6 +253,18 @@ def keep(evidence: Evidence, folder: Path) -> Path:
     return path
 
 
+def recovery_table(evidence: Evidence) -> str:
+    """Each fault with the median and the longest recovery after it, in Markdown."""
+    seconds: dict[str, list[float]] = {}
+    for recovery in evidence.recoveries:
+        seconds.setdefault(recovery.fault, []).append(recovery.seconds)
+    rows = [
+        f"| {fault} | {len(each)} | {statistics.median(each):.2f} | {max(each):.2f} |"
+        for fault, each in sorted(seconds.items())
+    ]
+    return "\n".join(["| fault | times | median s | longest s |", "|---|---|---|---|", *rows])
+
+
 @click.command()
 @click.option("--seed", envvar="SEED", type=int, default=None, help="Draws the faults.")
 @click.option("--seconds", envvar="SECONDS", default=60.0, show_default=True)
@@ -229,6 +280,7 @@ def main(seed: int | None, seconds: float, faults: str, services: int) -> None:
         evidence, summary = run(Plan(seed, seconds, faults, services), folder, click.echo)
         violations = check(evidence)
         click.echo(f"{summary}; {len(evidence.rows)} tasks")
+        click.echo(recovery_table(evidence))
         if not violations:
             click.secho("Every invariant held.", fg="green")
             return

@@ -16,6 +16,8 @@ from typing import Any
 
 from tests.faults.audit import Event, Lapse, TaskRow
 
+RECOVERY_SECONDS = 5.0
+
 FINAL = frozenset({"completed", "failed", "canceled"})
 
 
@@ -56,6 +58,14 @@ class Sample:
     in_hand: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """From the end of a fault until a task was created and completed."""
+
+    fault: str
+    seconds: float
+
+
 @dataclass
 class Evidence:
     """All that is known about a run."""
@@ -66,6 +76,7 @@ class Evidence:
     effects: list[Effect] = field(default_factory=list)
     rows: list[TaskRow] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
     stream_depth: int = 0
     stream_pending: int = 0
     consumers: int = 0
@@ -242,10 +253,12 @@ def attempt_starts_once(evidence: Evidence) -> Found:
 @_invariant
 def holder_keeps_its_tasks(evidence: Evidence) -> Found:
     """A task is taken only from a worker whose lease has run out."""
-    lapsed = {lapse.id: lapse for lapse in evidence.lapses}
-    for lapse in evidence.lapses:
-        if lapse.at < lapse.expires_at and not evidence.clock_jumped:
-            yield None, f"worker {lapse.id} was declared dead before its lease ran out"
+    # A worker that leaves retires itself before its lease runs out; nobody rescues from it.
+    lapsed = {
+        lapse.id: lapse
+        for lapse in evidence.lapses
+        if lapse.at >= lapse.expires_at or evidence.clock_jumped
+    }
     for event in evidence.events:
         if _is_rescue(event):
             lapse = lapsed.get(event.was_worker_id or "")
@@ -331,6 +344,14 @@ def statuses_are_counted_right(evidence: Evidence) -> Found:
         told = {status: count for status, count in evidence.counted.items() if count}
         if told != dict(held):
             yield None, f"told {told}, holds {dict(held)}"
+
+
+@_invariant
+def recovery_is_fast(evidence: Evidence) -> Found:
+    """After the end of any single fault the service creates and processes again."""
+    for recovery in evidence.recoveries:
+        if recovery.seconds > RECOVERY_SECONDS:
+            yield None, f"took {recovery.seconds:.1f} s after {recovery.fault}"
 
 
 @_invariant
