@@ -237,10 +237,10 @@ class TaskService:
 
     async def publish_due(self) -> int:
         """Publishes due tasks that are not in the stream; how many."""
-        lost_at = self._stream.lost_at
         room, oldest_seconds = await self._stream.look()
         if room <= 0:
             return 0
+        lost_at = self._stream.lost_at  # it may just have been found
         if lost_at is None:
             lost_after = oldest_seconds + self._lost_margin_seconds
         else:

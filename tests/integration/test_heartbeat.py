@@ -1,0 +1,127 @@
+"""The heartbeat: keeps the lease, and stops what is no longer this worker's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tasksvc.consumers.heartbeat import Heartbeat
+from tasksvc.domain.task import Claim
+from tests.harness import eventually, query
+from tests.integration.conftest import MakeWorker, Row, Worker
+
+Rows = Callable[[], list[Row]]
+
+EXPIRES_IN = "SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM worker"
+
+
+async def wait(claim: Claim) -> None:
+    await asyncio.Event().wait()
+
+
+async def holding(make_worker: MakeWorker, tasks: int) -> Worker:
+    worker = make_worker(wait, places=tasks)
+    await worker.service.register()
+    for _ in range(tasks):
+        await worker.create()
+    await worker.take()
+    await asyncio.sleep(0)
+    return worker
+
+
+async def test_first_beat_registers(make_worker: MakeWorker, database_url: str) -> None:
+    service = make_worker().service
+
+    await Heartbeat(service, 1.0).run_once()
+
+    assert query(database_url, "SELECT id FROM worker") == [(service.worker_id,)]
+
+
+async def test_beat_renews_the_lease_and_nothing_else(
+    make_worker: MakeWorker, rows: Rows, database_url: str
+) -> None:
+    worker = await holding(make_worker, 2)
+    before = query(database_url, "SELECT xmin FROM task ORDER BY id")
+    query(database_url, "UPDATE worker SET expires_at = clock_timestamp()")
+
+    await Heartbeat(worker.service, 1.0).run_once()
+
+    ((seconds,),) = query(database_url, EXPIRES_IN)
+    assert 4 < seconds <= 5
+    assert query(database_url, "SELECT xmin FROM task ORDER BY id") == before
+    assert len(worker.running) == 2
+
+
+async def test_handler_of_a_task_that_was_canceled_elsewhere_is_stopped(
+    make_worker: MakeWorker, rows: Rows, database_url: str
+) -> None:
+    """Though nobody told it: the other process knew no Redis."""
+    worker = await holding(make_worker, 3)
+    first = next(iter(worker.service.held))
+    query(
+        database_url,
+        "UPDATE task SET status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(),"
+        " finished_at = clock_timestamp() WHERE id = %s",
+        first,
+    )
+
+    await Heartbeat(worker.service, 1.0).run_once()
+
+    await eventually(lambda: len(worker.running) == 2)
+    await worker.finisher.run_once()
+    assert sorted(rows(), key=str) == [("canceled", 1, 0)] + [("processing", 1, 0)] * 2
+    assert first not in worker.service.held
+
+
+async def test_lost_lease_stops_every_handler_and_registers_anew(
+    make_worker: MakeWorker, rows: Rows, database_url: str
+) -> None:
+    worker = await holding(make_worker, 3)
+    before = worker.service.worker_id
+    query(database_url, "UPDATE worker SET lapsed_at = clock_timestamp()")
+
+    await Heartbeat(worker.service, 1.0).run_once()
+
+    await worker.finish()
+    assert worker.consumer.is_idle
+    assert worker.service.held == {}
+    assert rows() == [("processing", 1, 0)] * 3, "they are a rescuer's now"
+    after = worker.service.worker_id
+    assert after not in (None, before)
+    assert query(database_url, "SELECT id FROM worker WHERE lapsed_at IS NULL") == [(after,)]
+    await worker.create()
+    assert await worker.take() == 1
+
+
+async def test_lost_lease_whose_worker_is_forgotten_already(
+    make_worker: MakeWorker, database_url: str
+) -> None:
+    worker = await holding(make_worker, 1)
+    query(database_url, "UPDATE worker SET lapsed_at = clock_timestamp()")
+    query(
+        database_url,
+        "UPDATE task SET status = 'pending', worker_id = NULL, failures = 1, published_at = NULL",
+    )
+    query(database_url, "DELETE FROM worker")
+
+    await Heartbeat(worker.service, 1.0).run_once()
+
+    await worker.finish()
+    assert worker.consumer.is_idle
+    assert len(query(database_url, "SELECT id FROM worker")) == 1
+
+
+async def test_task_that_has_just_been_finished_is_not_taken_for_lost(
+    make_worker: MakeWorker, rows: Rows
+) -> None:
+    told: list[str] = []
+    worker = make_worker()
+    await worker.service.register()
+    worker.service.on_lost = told.extend
+    await worker.create()
+    await worker.take()
+
+    await asyncio.gather(worker.finish(), worker.service.renew_lease())
+
+    assert rows() == [("completed", 1, 0)]
+    assert told == []

@@ -1,0 +1,119 @@
+"""The listener: hears at once what is canceled elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import redis
+
+from tasksvc.consumers.listener import Listener
+from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.running import Running
+from tasksvc.domain.errors import StreamUnavailable
+from tasksvc.domain.task import Claim
+from tasksvc.embedded import EmbeddedRedis
+from tasksvc.stream.task_stream import TaskStream
+from tests.harness import eventually
+from tests.integration.conftest import MakeWorker, Row
+
+
+class Heard(Running):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+
+    def stop(self, ids: Sequence[str]) -> int:
+        self.ids += ids
+        return 0
+
+
+@asynccontextmanager
+async def listening(stream: TaskStream, heard: Running) -> AsyncIterator[Loop]:
+    loop = Loop(Listener(stream, heard))
+    loop.start()
+    try:
+        yield loop
+    finally:
+        await loop.stop(1)
+
+
+async def tell(stream: TaskStream, heard: Heard, id: str, within_seconds: float = 5.0) -> None:
+    """Repeats it until it is heard: nobody listens while the connection is being made."""
+
+    async def is_heard() -> bool:
+        await stream.publish_canceled([id])
+        return id in heard.ids
+
+    await eventually(is_heard, within_seconds)
+
+
+async def test_many_ids_in_one_message(stream: TaskStream) -> None:
+    heard = Heard()
+    async with listening(stream, heard):
+        await tell(stream, heard, "first")
+        await stream.publish_canceled(["a", "b", "c"])
+
+        await eventually(lambda: heard.ids[-3:] == ["a", "b", "c"])
+
+
+async def test_every_message_is_heard_at_once(stream: TaskStream) -> None:
+    """Though a read that finds nothing lies between them."""
+    heard = Heard()
+    async with listening(stream, heard):
+        await tell(stream, heard, "first")
+        for number in range(30):
+            await stream.publish_canceled([str(number)])
+            await eventually(lambda number=number: str(number) in heard.ids, 0.5)
+
+
+async def test_it_listens_again_after_its_connection_was_cut(
+    own_stream: TaskStream, own_redis: EmbeddedRedis
+) -> None:
+    heard = Heard()
+    async with listening(own_stream, heard):
+        await tell(own_stream, heard, "before")
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+        await tell(own_stream, heard, "after")
+
+
+async def test_it_listens_again_after_a_restart_of_redis(
+    own_stream: TaskStream, own_redis: EmbeddedRedis
+) -> None:
+    heard = Heard()
+    async with listening(own_stream, heard):
+        await tell(own_stream, heard, "before")
+        own_redis.kill()
+        own_redis.start()
+
+        async def is_heard() -> bool:
+            with suppress(StreamUnavailable):  # over a connection of before
+                await own_stream.publish_canceled(["after"])
+            return "after" in heard.ids
+
+        await eventually(is_heard, 5)
+
+
+async def test_cancel_in_one_process_stops_the_handler_in_another(
+    make_worker: MakeWorker, rows: Callable[[], list[Row]], stream: TaskStream
+) -> None:
+    async def wait(claim: Claim) -> None:
+        await asyncio.Event().wait()
+
+    front, worker = make_worker(), make_worker(wait)
+    await worker.service.register()
+    task = await front.create()
+    await worker.take()
+    async with listening(stream, worker.running):
+        await eventually(lambda: stream._pubsub is not None and stream._pubsub.subscribed)
+
+        await front.service.cancel(task.id)
+
+        await eventually(lambda: not len(worker.running), 2)
+    await worker.finisher.run_once()
+    assert rows() == [("canceled", 1, 0)]
