@@ -6,8 +6,10 @@
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
     ├── ContentRefused        PostgreSQL does not take this value
+    ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
         ├── StoreUnavailable      PostgreSQL is away, or too slow
+        │   └── StatementRefused      PostgreSQL does not take this statement
         ├── StreamUnavailable     Redis is away
         ├── Overloaded            the waiting line is full
         └── LeaseLost             this worker was declared dead
@@ -41,12 +43,28 @@ class ContentRefused(TaskServiceError):
     """The database does not take this value."""
 
 
+class MigrationFailed(TaskServiceError):
+    """A migration can't be applied."""
+
+    def __init__(self, name: str, reason: str | None) -> None:
+        super().__init__(f"{name} can't be applied: {reason or 'PostgreSQL does not take it'}.")
+
+
 class Unavailable(TaskServiceError):
     """The service can't do this now; try again in a moment."""
 
 
 class StoreUnavailable(Unavailable):
     """PostgreSQL does not answer."""
+
+
+class StatementRefused(StoreUnavailable):
+    """PostgreSQL can't run this statement."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        """The server's own sentence: for operators, and so not part of the message."""
 
 
 class StreamUnavailable(Unavailable):

@@ -17,7 +17,7 @@ import psycopg2
 import structlog
 from psycopg2 import errorcodes
 
-from tasksvc.domain.errors import ContentRefused, StoreUnavailable
+from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,16 @@ _TRIES = 3
 written so that running it again is right."""
 
 _RUN_AGAIN = frozenset({errorcodes.DEADLOCK_DETECTED, errorcodes.SERIALIZATION_FAILURE})
+
+# Read-only, or out of disk, memory or connections: it answers, and nobody can write.
+_REFUSES_ALL = ("25", "53")
+
+# About the statement itself: it would fail again.
+_REFUSES_STATEMENT = (
+    psycopg2.ProgrammingError,
+    psycopg2.NotSupportedError,
+    psycopg2.InternalError,
+)
 
 # What aiopg, psycopg2 and uvloop raise when a connection breaks under them.
 _BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, RuntimeError)
@@ -46,8 +56,9 @@ class Database:
         self._url = url
         self.statement_timeout_seconds = statement_timeout_seconds
         self._up_since = 0.0
+        self._answered_at = float("-inf")
         self.is_up: bool | None = None
-        """Whether the last statement found PostgreSQL there; None before the first."""
+        """Whether PostgreSQL was there when it was last asked; None before the first time."""
 
     @property
     def longest_statement_seconds(self) -> float:
@@ -56,26 +67,33 @@ class Database:
 
     @property
     def up_seconds(self) -> float:
-        """How long every statement has found PostgreSQL there; 0 while it is away."""
+        """How long PostgreSQL has been there without a break; 0 while it is away."""
         return time.monotonic() - self._up_since if self.is_up else 0.0
 
     def mark_up(self) -> None:
+        self._answered_at = time.monotonic()
         if not self.is_up:
             self.is_up = True
-            self._up_since = time.monotonic()
+            self._up_since = self._answered_at
             log.info("PostgreSQL answers", action="postgres_up")
 
-    def mark_down(self, error: BaseException) -> None:
-        """Said once for each outage. What is not the server's own sentence may hold an address."""
-        if self.is_up is not False:
+    def mark_failed(self, error: BaseException, session: str, since: float) -> None:
+        """A statement that began at `since` failed: alone, or because PostgreSQL is away.
+
+        What is not the server's own sentence may hold an address, and is not said.
+        """
+        code = getattr(error, "pgcode", None)
+        said = {
+            "session": session,
+            "error": type(error).__name__,
+            "code": code,
+            "reason": _sentence(error),
+        }
+        if since <= self._answered_at and not _refuses_all(code):
+            log.warning("Statement failed", action="statement_failed", **said)
+        elif self.is_up is not False:  # said once for each outage
             self.is_up = False
-            log.warning(
-                "PostgreSQL does not answer",
-                action="postgres_down",
-                error=type(error).__name__,
-                code=getattr(error, "pgcode", None),
-                reason=getattr(getattr(error, "diag", None), "message_primary", None),
-            )
+            log.warning("PostgreSQL does not answer", action="postgres_down", **said)
 
     def session(self, name: str) -> Session:
         """A connection of its own, made when it is first needed."""
@@ -132,17 +150,17 @@ class Session:
         Raises:
             StoreUnavailable: PostgreSQL is away or too slow. Whether the statement took effect is
                 unknown.
+            StatementRefused: one of these; the statement is wrong, and nothing took effect.
             ContentRefused: a value does not fit the database; nothing took effect.
         """
         async with self._turn:
+            since = time.monotonic()
             try:
                 rows = await self._run_healing(query, parameters)
             except ContentRefused:
                 raise
             except (psycopg2.Error, OSError, RuntimeError, _ServerCanceled) as error:
-                self._drop()
-                self._database.mark_down(error)
-                raise StoreUnavailable from None  # its text may hold SQL and addresses
+                raise self._failed(error, since) from None  # its text may hold SQL and addresses
             except BaseException:
                 self._drop()
                 raise
@@ -185,6 +203,17 @@ class Session:
             raise ContentRefused from None  # its text holds the value
         return await cursor.fetchall() if cursor.description else []
 
+    def _failed(self, error: BaseException, since: float) -> StoreUnavailable:
+        code = getattr(error, "pgcode", None)
+        is_answer = isinstance(error, _ServerCanceled) or bool(code and not self._is_broken())
+        self._drop()
+        if is_answer and not _refuses_all(code):
+            self._database.mark_up()
+        self._database.mark_failed(error, self._name, since)
+        if is_answer and not _refuses_all(code) and isinstance(error, _REFUSES_STATEMENT):
+            return StatementRefused(_sentence(error))
+        return StoreUnavailable()
+
     async def _open(self) -> aiopg.Cursor:
         if self._cursor is None or self._is_broken():
             self._drop()
@@ -204,3 +233,13 @@ class Session:
 def _is_canceled_by_us() -> bool:
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
+
+
+def _refuses_all(code: str | None) -> bool:
+    return code is not None and code.startswith(_REFUSES_ALL)
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What the server said, in its first line; None when it was not the server."""
+    sentence: str | None = getattr(getattr(error, "diag", None), "message_primary", None)
+    return sentence
