@@ -10,38 +10,65 @@ from importlib import resources
 
 import structlog
 
-from tasksvc.store.database import Database
+from tasksvc.domain.errors import ContentRefused, MigrationFailed, StatementRefused
+from tasksvc.store.database import Database, Session
 
 log = structlog.get_logger(__name__)
 
-_LOCK = 0x7461736B  # any fixed number: the ASCII of "task"
+_HAS_TABLE = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 
+# Of two starters that make the table at the same moment one would fail, so one waits. The number
+# is any fixed one: the ASCII of "task".
 _TABLE = """
+SELECT pg_advisory_xact_lock(0x7461736B);
 CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
 """
 
+_DONE = "SELECT name FROM schema_migrations"
 
+# It comes first: a second starter waits here for the first one's commit, and then is refused.
 _RECORD = "INSERT INTO schema_migrations (name) VALUES ('{name}');\n"
 
 
 async def migrate(database: Database) -> list[str]:
-    """The names of the migrations that were applied now. Raises StoreUnavailable."""
+    """The names of the migrations that were applied now.
+
+    Raises MigrationFailed for one that PostgreSQL does not take, and StoreUnavailable.
+    """
     session = database.session("migrate")
+    applied = []
     try:
-        # A second starter waits here, up to the statement's time limit, and then finds all done.
-        await session.run(f"SELECT pg_advisory_lock({_LOCK})")
-        await session.run(_TABLE)
-        done = {name for (name,) in await session.run("SELECT name FROM schema_migrations")}
-        pending = [(name, text) for name, text in _migrations() if name not in done]
-        for name, text in pending:
-            # Several statements in one string are one transaction.
-            await session.run(_RECORD.format(name=name) + text)
-            log.info("Migration applied", action="migrated", migration=name)
-        return [name for name, _ in pending]
+        if not (await session.run(_HAS_TABLE))[0][0]:
+            await _create_table(session)
+        done = await session.run(_DONE)
+        for name, text in _migrations():
+            if (name,) not in done and await _apply(session, name, text):
+                log.info("Migration applied", action="migrated", migration=name)
+                applied.append(name)
+        return applied
     finally:
         await session.close()
+
+
+async def _create_table(session: Session) -> None:
+    try:
+        await session.run(_TABLE)
+    except StatementRefused as error:
+        raise MigrationFailed("schema_migrations", error.reason) from None
+
+
+async def _apply(session: Session, name: str, text: str) -> bool:
+    """False when it was applied by another starter, or by a first try whose answer was lost."""
+    try:
+        # Several statements in one string are one transaction.
+        await session.run(_RECORD.format(name=name) + text)
+    except (ContentRefused, StatementRefused) as error:
+        if (name,) in await session.run(_DONE):
+            return False
+        raise MigrationFailed(name, getattr(error, "reason", None)) from None
+    return True
 
 
 def _migrations() -> list[tuple[str, str]]:
