@@ -56,9 +56,13 @@ CREATE TRIGGER task_guard BEFORE UPDATE ON task FOR EACH ROW
 WHEN (
     NEW.attempt < OLD.attempt
     OR NEW.id <> OLD.id
-    OR OLD.finished_at IS NOT NULL AND (NEW.status <> OLD.status OR NEW.finished_at IS DISTINCT FROM OLD.finished_at)
+    OR OLD.finished_at IS NOT NULL
+        AND (NEW.status, NEW.finished_at, NEW.attempt, NEW.failures, NEW.error, NEW.content)
+            IS DISTINCT FROM (OLD.status, OLD.finished_at, OLD.attempt, OLD.failures, OLD.error, OLD.content)
     OR OLD.status = 'pending' AND NEW.status = 'completed'
     OR OLD.status = 'pending' AND NEW.status = 'processing' AND NEW.attempt = OLD.attempt
+    OR OLD.status = 'processing' AND NEW.status = 'processing'
+        AND (NEW.attempt <> OLD.attempt OR NEW.worker_id <> OLD.worker_id)
 )
 EXECUTE FUNCTION refuse_task_change();
 
@@ -81,7 +85,7 @@ BEGIN
             SELECT status, -count(*) FROM removed GROUP BY status
         ) AS change GROUP BY status HAVING sum(tasks) <> 0;
     ELSE
-        DELETE FROM task_tally;
+        TRUNCATE task_tally;  -- not DELETE: it would miss what a fold is just writing
     END IF;
     RETURN NULL;
 END $$;
