@@ -1,0 +1,550 @@
+"""What a store promises, whoever keeps the tasks."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC
+from typing import Any
+
+import pytest
+import uuid_utils
+
+from tasksvc.domain import outcome
+from tasksvc.domain.errors import ContentRefused
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
+from tasksvc.domain.task import Claim, NewTask, Status, Task
+from tasksvc.store.task_store import TaskStore
+
+HOUR = 3600.0
+
+ERROR = {"type": "ValueError", "message": "no", "attempt": 1}
+
+
+def new_id() -> str:
+    return str(uuid_utils.uuid7())
+
+
+def new_task(content: str = "x", *, max_attempts: int = 3, is_published: bool = True) -> NewTask:
+    return NewTask(new_id(), content, max_attempts, None, is_published)
+
+
+async def insert(store: TaskStore, count: int = 1, **overrides: Any) -> list[str]:
+    tasks = [new_task(**overrides) for _ in range(count)]
+    await store.insert_tasks(tasks)
+    return [task.id for task in tasks]
+
+
+async def register(store: TaskStore, lease_seconds: float = HOUR) -> str:
+    worker_id = new_id()
+    await store.register_worker(worker_id, "host:1", lease_seconds)
+    return worker_id
+
+
+async def claim(store: TaskStore, worker_id: str, id: str) -> Claim:
+    (claimed,) = await store.claim_tasks(worker_id, [id])
+    return claimed
+
+
+async def finish(store: TaskStore, id: str, attempt: int, result: Outcome) -> list[str]:
+    return await store.finish_tasks([Finish(id, attempt, result)])
+
+
+async def get(store: TaskStore, id: str) -> Task:
+    (task,) = await store.get_tasks([id])
+    return task
+
+
+async def finished(store: TaskStore, status: Status) -> str:
+    """The id of a task that ended so."""
+    worker_id = await register(store)
+    (id,) = await insert(store)
+    await claim(store, worker_id, id)
+    if status is Status.CANCELED:
+        await store.cancel_tasks([id])
+    else:
+        await finish(store, id, 1, COMPLETED if status is Status.COMPLETED else failure())
+    return id
+
+
+def failure() -> Outcome:
+    return outcome.failed(ERROR)
+
+
+class TestInsert:
+    async def test_task_is_pending_and_new(self, store: TaskStore) -> None:
+        task = NewTask(new_id(), "hello", 3, "00-a-b-01", True)
+        (inserted,) = await store.insert_tasks([task])
+
+        assert (inserted.id, inserted.content, inserted.status) == (
+            task.id,
+            "hello",
+            Status.PENDING,
+        )
+        assert (inserted.updated_at, inserted.error) == (None, None)
+        assert inserted.created_at.tzinfo is not None
+        assert inserted.created_at.utcoffset() == UTC.utcoffset(None)
+        assert await store.get_tasks([task.id]) == [inserted]
+
+    async def test_second_try_changes_nothing(self, store: TaskStore) -> None:
+        first, second = new_task("first"), new_task("second")
+        (inserted,) = await store.insert_tasks([first])
+        again = await store.insert_tasks([first, second])
+
+        assert [task.id for task in again] == [second.id]
+        assert await get(store, first.id) == inserted
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            '"quotes"',
+            "back\\slash \\n",
+            "{a,b}",
+            "NULL",
+            "%s %%",
+            "'; --",
+            "😀 ü\n\t",
+            "x" * 99,
+        ],
+    )
+    async def test_content_comes_back_as_it_was(self, store: TaskStore, content: str) -> None:
+        (id,) = await insert(store, content=content)
+
+        assert (await get(store, id)).content == content
+
+    @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
+    async def test_refused_content_keeps_nothing_of_its_group(
+        self, store: TaskStore, content: str
+    ) -> None:
+        good = new_task()
+        with pytest.raises(ContentRefused):
+            await store.insert_tasks([good, new_task(content)])
+
+        assert await store.get_tasks([good.id]) == []
+
+    async def test_unknown_ids_are_missing(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+
+        assert [task.id for task in await store.get_tasks([new_id(), id])] == [id]
+
+
+class TestClaim:
+    async def test_claim_tells_all_about_the_task(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        task = NewTask(new_id(), "hello", 5, "00-a-b-01", True)
+        await store.insert_tasks([task])
+        claimed = await claim(store, worker_id, task.id)
+
+        assert (claimed.id, claimed.content, claimed.traceparent) == (
+            task.id,
+            "hello",
+            "00-a-b-01",
+        )
+        assert (claimed.attempt, claimed.failures, claimed.max_attempts) == (1, 0, 5)
+        assert 0 <= claimed.waited_seconds < 10
+        found = await get(store, task.id)
+        assert found.status is Status.PROCESSING
+        assert found.updated_at is not None
+
+    async def test_claim_whose_answer_was_lost_comes_back(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        first = await claim(store, worker_id, id)
+
+        assert (await claim(store, worker_id, id)).attempt == first.attempt == 1
+
+    async def test_held_task_is_nobody_elses(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+        await claim(store, await register(store), id)
+
+        assert await store.claim_tasks(await register(store), [id]) == []
+
+    async def test_unknown_or_retired_worker_claims_nothing(self, store: TaskStore) -> None:
+        retired = await register(store)
+        (id,) = await insert(store)
+        await store.retire_worker(retired)
+
+        assert await store.claim_tasks(retired, [id]) == []
+        assert await store.claim_tasks(new_id(), [id]) == []
+        assert (await get(store, id)).status is Status.PENDING
+
+    async def test_lapsed_worker_does_not_even_get_its_own_again(self, store: TaskStore) -> None:
+        lapsed = await register(store, lease_seconds=-1)
+        (id,) = await insert(store)
+        await claim(store, lapsed, id)
+        await store.lapse_workers(None)
+
+        assert await store.claim_tasks(lapsed, [id]) == []
+
+    async def test_task_is_not_claimed_before_it_is_due(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await finish(store, id, 1, outcome.retried(ERROR, HOUR))
+
+        assert await store.claim_tasks(worker_id, [id]) == []
+        assert await store.find_due_tasks(10) == []
+
+    @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELED])
+    async def test_final_task_is_not_claimed(self, store: TaskStore, status: Status) -> None:
+        id = await finished(store, status)
+
+        assert await store.claim_tasks(await register(store), [id]) == []
+        assert await store.find_due_tasks(10) == []
+
+    async def test_oldest_due_tasks_are_found_first(self, store: TaskStore) -> None:
+        ids = [(await insert(store))[0] for _ in range(3)]
+
+        assert await store.find_due_tasks(2) == ids[:2]
+
+
+class TestFinish:
+    async def test_completed(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+
+        assert await finish(store, id, 1, COMPLETED) == [id]
+        task = await get(store, id)
+        assert (task.status, task.error) == (Status.COMPLETED, None)
+
+    async def test_retried_is_charged_and_due_again(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await finish(store, id, 1, outcome.retried(ERROR, 0.0))
+
+        assert (await get(store, id)).error == ERROR
+        again = await claim(store, worker_id, id)
+        assert (again.attempt, again.failures) == (2, 1)
+
+    async def test_released_is_not_charged(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await finish(store, id, 1, RELEASED)
+
+        assert await store.publish_due_tasks(HOUR, 10) == [id]
+        again = await claim(store, worker_id, id)
+        assert (again.attempt, again.failures) == (2, 0)
+
+    @pytest.mark.parametrize(
+        "late", [COMPLETED, failure(), outcome.retried(ERROR, 0.0), RELEASED], ids=str
+    )
+    async def test_late_result_of_an_attempt_that_is_over_changes_nothing(
+        self, store: TaskStore, late: Outcome
+    ) -> None:
+        zombie, other = await register(store), await register(store)
+        (id,) = await insert(store)
+        await claim(store, zombie, id)
+        await store.release_tasks(zombie)
+        await claim(store, other, id)
+        before = await get(store, id)
+
+        assert await finish(store, id, 1, late) == []
+        assert await get(store, id) == before
+        assert await store.renew_lease(other, {id: 2}, HOUR) == (True, [])
+        assert await finish(store, id, 2, COMPLETED) == [id]
+
+    async def test_second_try_writes_nothing_and_finds_the_first(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        done, other = Finish(id, 1, COMPLETED), Finish(id, 1, failure())
+        await store.finish_tasks([done])
+        before = await get(store, id)
+
+        assert await store.finish_tasks([done]) == []
+        assert await get(store, id) == before
+        assert await store.find_finished_tasks([done]) == [id]
+        assert await store.find_finished_tasks([other]) == []
+        assert await store.find_finished_tasks([Finish(id, 2, COMPLETED)]) == []
+
+    @pytest.mark.parametrize(
+        "message", ['a "quoted" word', "back\\slash", "{a,b}", "NULL", "😀 ü\n", "%s", "", "'"]
+    )
+    async def test_error_comes_back_as_it_was(self, store: TaskStore, message: str) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        error = ERROR | {"message": message, "deep": {"list": [1, None, message]}}
+        await finish(store, id, 1, outcome.failed(error))
+
+        assert (await get(store, id)).error == error
+        assert json.dumps((await get(store, id)).error, sort_keys=True)
+
+    async def test_each_of_a_group_gets_its_own_outcome(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        ids = await insert(store, 4)
+        await store.claim_tasks(worker_id, ids)
+        outcomes = [COMPLETED, failure(), outcome.retried(ERROR, 0.0), RELEASED]
+        written = await store.finish_tasks(
+            [Finish(id, 1, each) for id, each in zip(ids, outcomes, strict=True)]
+        )
+
+        assert sorted(written) == sorted(ids)
+        tasks = [await get(store, id) for id in ids]
+        assert [task.status for task in tasks] == [each.status for each in outcomes]
+        assert [task.error for task in tasks] == [each.error for each in outcomes]
+
+
+class TestCancel:
+    async def test_waiting_task(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+        (canceled,) = await store.cancel_tasks([id])
+
+        assert canceled.worker_id is None
+        assert canceled.task == await get(store, id)
+        assert canceled.task.status is Status.CANCELED
+
+    async def test_running_task_tells_who_runs_it(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        (canceled,) = await store.cancel_tasks([id])
+
+        assert canceled.worker_id == worker_id
+        assert await store.renew_lease(worker_id, {id: 1}, HOUR) == (True, [id])
+        assert await finish(store, id, 1, COMPLETED) == []
+        assert (await get(store, id)).status is Status.CANCELED
+
+    @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELED])
+    async def test_final_task_stays_as_it_is(self, store: TaskStore, status: Status) -> None:
+        id = await finished(store, status)
+        before = await get(store, id)
+
+        assert await store.cancel_tasks([id]) == []
+        assert await get(store, id) == before
+
+    async def test_same_id_twice_is_canceled_once(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+
+        assert len(await store.cancel_tasks([id, id, new_id()])) == 1
+
+
+class TestRelease:
+    async def test_all_but_what_is_kept(self, store: TaskStore) -> None:
+        worker_id, other = await register(store), await register(store)
+        kept, given_back, others = await insert(store, 3)
+        await store.claim_tasks(worker_id, [kept, given_back])
+        await claim(store, other, others)
+
+        assert await store.release_tasks(worker_id, [kept]) == [given_back]
+        assert (await get(store, kept)).status is Status.PROCESSING
+        assert (await get(store, others)).status is Status.PROCESSING
+        again = await claim(store, other, given_back)
+        assert (again.attempt, again.failures) == (2, 0)
+
+    async def test_released_are_published_again(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await store.release_tasks(worker_id)
+
+        assert await store.publish_due_tasks(HOUR, 10) == [id]
+
+
+class TestRescue:
+    async def test_held_tasks_of_the_dead_go_back_and_are_charged(self, store: TaskStore) -> None:
+        dead, living = await register(store), await register(store)
+        ids = await insert(store, 2)
+        await claim(store, dead, ids[0])
+        await claim(store, living, ids[1])
+
+        assert await store.rescue_tasks([dead], 10) == [(ids[0], Status.PENDING)]
+        assert await store.rescue_tasks([dead], 10) == []
+        assert await store.publish_due_tasks(HOUR, 10) == [ids[0]]
+        again = await claim(store, living, ids[0])
+        assert (again.attempt, again.failures) == (2, 1)
+        task = await get(store, ids[0])
+        assert task.error is not None
+        assert (task.error["type"], task.error["attempt"]) == ("WorkerLost", 1)
+
+    async def test_task_that_kills_its_workers_fails_for_good(self, store: TaskStore) -> None:
+        (id,) = await insert(store, max_attempts=3)
+        went = []
+        for _ in range(3):
+            worker_id = await register(store)
+            await claim(store, worker_id, id)
+            went += await store.rescue_tasks([worker_id], 10)
+
+        assert went == [(id, Status.PENDING), (id, Status.PENDING), (id, Status.FAILED)]
+        assert await store.claim_tasks(await register(store), [id]) == []
+        error = (await get(store, id)).error
+        assert error is not None
+        assert error["attempt"] == 3
+
+    async def test_rescue_goes_in_steps(self, store: TaskStore) -> None:
+        dead = await register(store)
+        ids = await insert(store, 5)
+        await store.claim_tasks(dead, ids)
+        steps = [len(await store.rescue_tasks([dead], 2)) for _ in range(4)]
+
+        assert steps == [2, 2, 1, 0]
+
+
+class TestWorkers:
+    async def test_lease_that_ran_out_is_lapsed_and_can_not_be_renewed(
+        self, store: TaskStore
+    ) -> None:
+        dead, living = await register(store, lease_seconds=-1), await register(store, 100.0)
+        (id,) = await insert(store)
+        await claim(store, dead, id)
+        workers = await store.lapse_workers(None)
+
+        assert (workers.dead, workers.living) == ([dead], [living])
+        assert workers.next_seconds == pytest.approx(100, abs=15)
+        assert await store.renew_lease(dead, {id: 1}, HOUR) == (False, [])
+        assert (await store.lapse_workers(None)).dead == [dead]
+
+    async def test_who_asks_lives(self, store: TaskStore) -> None:
+        worker_id = await register(store, lease_seconds=-1)
+        workers = await store.lapse_workers(worker_id)
+
+        assert (workers.dead, workers.living, workers.next_seconds) == ([], [], None)
+        assert await store.renew_lease(worker_id, {}, HOUR) == (True, [])
+        assert (await store.lapse_workers(None)).living == [worker_id]
+
+    async def test_renewal_tells_what_is_lost(self, store: TaskStore) -> None:
+        worker_id, other = await register(store), await register(store)
+        kept, canceled, rescued, taken, again = ids = await insert(store, 5)
+        await store.claim_tasks(worker_id, ids)
+        await store.cancel_tasks([canceled])
+        await store.release_tasks(worker_id, [kept])
+        await claim(store, other, taken)
+        await claim(store, worker_id, again)
+        attempts = {**dict.fromkeys(ids, 1), new_id(): 1}
+        is_renewed, lost = await store.renew_lease(worker_id, attempts, HOUR)
+
+        assert is_renewed
+        assert set(lost) == set(attempts) - {kept}
+        assert rescued in lost
+
+    async def test_retired_worker_keeps_nothing_alive(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        await store.retire_worker(worker_id)
+
+        assert await store.renew_lease(worker_id, {}, HOUR) == (False, [])
+        assert (await store.lapse_workers(None)).dead == [worker_id]
+
+    async def test_forgotten_worker_is_gone(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        await store.forget_workers([worker_id, new_id()])
+        workers = await store.lapse_workers(None)
+
+        assert (workers.dead, workers.living) == ([], [])
+        assert await store.renew_lease(worker_id, {}, HOUR) == (False, [])
+
+    async def test_second_registration_does_not_raise_the_dead(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        await store.retire_worker(worker_id)
+        await store.register_worker(worker_id, "host:1", HOUR)
+
+        assert await store.renew_lease(worker_id, {}, HOUR) == (False, [])
+
+
+class TestPublish:
+    async def test_unpublished_tasks_are_published_once(self, store: TaskStore) -> None:
+        ids = await insert(store, 3, is_published=False)
+
+        assert sorted(await store.publish_due_tasks(HOUR, 10)) == ids
+        assert await store.publish_due_tasks(HOUR, 10) == []
+
+    async def test_backlog_is_left_and_what_is_older_was_lost(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+
+        assert await store.publish_due_tasks(HOUR, 10) == []
+        assert await store.publish_due_tasks(0, 10) == [id]
+
+    async def test_scheduled_task_is_left_until_it_is_due(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await finish(store, id, 1, outcome.retried(ERROR, HOUR))
+
+        assert await store.publish_due_tasks(0, 10) == []
+
+    async def test_running_and_final_tasks_are_left(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        running, canceled = await insert(store, 2, is_published=False)
+        await claim(store, worker_id, running)
+        await store.cancel_tasks([canceled])
+        await store.unpublish_tasks([running, canceled])
+
+        assert await store.publish_due_tasks(0, 10) == []
+
+    async def test_unpublished_again(self, store: TaskStore) -> None:
+        (id,) = await insert(store)
+        await store.unpublish_tasks([id])
+
+        assert await store.publish_due_tasks(HOUR, 10) == [id]
+
+    async def test_step_is_bounded(self, store: TaskStore) -> None:
+        await insert(store, 3, is_published=False)
+
+        assert len(await store.publish_due_tasks(HOUR, 2)) == 2
+        assert len(await store.publish_due_tasks(HOUR, 2)) == 1
+
+
+class TestDelete:
+    async def test_oldest_final_tasks_go_in_steps(self, store: TaskStore) -> None:
+        ids = [
+            await finished(store, status)
+            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELED)
+        ]
+        (waiting,) = await insert(store)
+
+        assert await store.delete_finished_tasks(0, 2) == 2
+        assert [task.id for task in await store.get_tasks([*ids, waiting])] == [ids[2], waiting]
+        assert await store.delete_finished_tasks(0, 2) == 1
+        assert await store.delete_finished_tasks(0, 2) == 0
+        assert [task.id for task in await store.get_tasks([*ids, waiting])] == [waiting]
+
+    async def test_young_ones_stay(self, store: TaskStore) -> None:
+        id = await finished(store, Status.COMPLETED)
+
+        assert await store.delete_finished_tasks(HOUR, 10) == 0
+        assert await store.delete_finished_tasks(1e10, 10) == 0
+        assert [task.id for task in await store.get_tasks([id])] == [id]
+
+
+class TestMeasure:
+    async def test_statuses_are_counted(self, store: TaskStore) -> None:
+        assert (await store.measure()).tasks == dict.fromkeys(Status, 0)
+        for status in (Status.COMPLETED, Status.FAILED, Status.CANCELED):
+            await finished(store, status)
+        ids = await insert(store, 2)
+        await claim(store, await register(store), ids[0])
+        await store.fold_tally()
+
+        assert (await store.measure()).tasks == dict.fromkeys(Status, 1)
+        await store.delete_finished_tasks(0, 10)
+        found = (await store.measure()).tasks
+        assert {status for status in Status if found[status]} == {"pending", "processing"}
+
+    async def test_oldest_due_task_has_an_age(self, store: TaskStore) -> None:
+        assert (await store.measure()).oldest_pending_seconds == 0
+        await insert(store)
+        age = (await store.measure()).oldest_pending_seconds
+
+        assert 0 <= age < 10
+        assert (await store.measure()).oldest_pending_seconds > age
+
+
+async def test_ping(store: TaskStore) -> None:
+    await store.ping()
+
+
+async def test_nothing_to_do_is_nothing_done(store: TaskStore) -> None:
+    worker_id = await register(store)
+
+    assert await store.insert_tasks([]) == []
+    assert await store.claim_tasks(worker_id, []) == []
+    assert await store.finish_tasks([]) == []
+    assert await store.find_finished_tasks([]) == []
+    assert await store.cancel_tasks([]) == []
+    assert await store.rescue_tasks([], 10) == []
+    assert await store.release_tasks(worker_id) == []
+    assert await store.get_tasks([]) == []
+    await store.unpublish_tasks([])
+    await store.forget_workers([])

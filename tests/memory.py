@@ -1,0 +1,433 @@
+"""Store and stream in memory, for tests of what stands on them.
+
+They are honest: tests/contract asks them the same questions as the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
+from tasksvc.domain.outcome import Finish
+from tasksvc.domain.task import FINAL, Canceled, Claim, NewTask, Status, Task
+from tasksvc.store.task_store import Measures, TaskStore, Workers
+from tasksvc.stream.keys import consumer_name, worker_of
+from tasksvc.stream.task_stream import Entry, TaskStream
+
+
+@dataclass(slots=True)
+class Row:
+    """A row of the table."""
+
+    id: str
+    content: str
+    max_attempts: int
+    traceparent: str | None
+    created_at: datetime
+    due_at: datetime
+    published_at: datetime | None
+    status: Status = Status.PENDING
+    attempt: int = 0
+    failures: int = 0
+    worker_id: str | None = None
+    updated_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: dict[str, Any] | None = None
+
+    def task(self) -> Task:
+        return Task(
+            self.id, self.content, self.status, self.created_at, self.updated_at, self.error
+        )
+
+    def move(self, status: Status, worker_id: str | None = None) -> None:
+        self.status = status
+        self.worker_id = worker_id
+        self.updated_at = datetime.now(UTC)
+        self.finished_at = self.updated_at if status in FINAL else None
+
+    def is_due(self) -> bool:
+        return self.status is Status.PENDING and self.due_at <= datetime.now(UTC)
+
+    def put_back(self, delay_seconds: float = 0.0) -> None:
+        self.due_at = datetime.now(UTC) + timedelta(seconds=delay_seconds)
+        self.published_at = None
+
+
+@dataclass(slots=True)
+class Lease:
+    """A row of `worker`."""
+
+    expires_at: float
+    is_lapsed: bool = False
+
+
+class MemoryStore(TaskStore):
+    """One statement is one method without an `await`: nothing comes between."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.workers: dict[str, Lease] = {}
+        self.is_away = False
+
+    @property
+    def longest_statement_seconds(self) -> float:
+        return 0.1
+
+    @property
+    def up_seconds(self) -> float:
+        return 0.0 if self.is_away else 3600.0
+
+    async def close(self) -> None:
+        pass
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable
+
+    def _rows(self, ids: Iterable[str]) -> list[Row]:
+        self._answer()
+        return [self.rows[id] for id in dict.fromkeys(ids) if id in self.rows]
+
+    async def insert_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
+        self._answer()
+        for task in tasks:
+            if "\0" in task.content or _is_not_unicode(task.content) or task.max_attempts < 1:
+                raise ContentRefused
+        inserted = []
+        for task in tasks:
+            if task.id not in self.rows:
+                now = datetime.now(UTC)
+                published_at = now if task.is_published else None
+                row = Row(
+                    task.id,
+                    task.content,
+                    task.max_attempts,
+                    task.traceparent,
+                    now,
+                    now,
+                    published_at,
+                )
+                self.rows[task.id] = row
+                inserted.append(row.task())
+        return inserted
+
+    async def unpublish_tasks(self, ids: Sequence[str]) -> None:
+        for row in self._rows(ids):
+            if row.status is Status.PENDING:
+                row.published_at = None
+
+    async def publish_due_tasks(self, lost_after_seconds: float, limit: int) -> list[str]:
+        self._answer()
+        then = datetime.now(UTC) - timedelta(seconds=lost_after_seconds)
+        due = self._due()
+        unpublished = [row for row in due if row.published_at is None]
+        lost = [
+            row
+            for row in due
+            if row.published_at is not None and row.published_at <= then and row.due_at <= then
+        ]
+        found = unpublished[:limit] + lost[:limit]
+        for row in found:
+            row.published_at = datetime.now(UTC)
+        return [row.id for row in found]
+
+    async def find_due_tasks(self, limit: int) -> list[str]:
+        self._answer()
+        return [row.id for row in self._due()[:limit]]
+
+    def _due(self) -> list[Row]:
+        return sorted(filter(Row.is_due, self.rows.values()), key=lambda row: row.due_at)
+
+    async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
+        rows = self._rows(ids)
+        if worker_id not in self.workers or self.workers[worker_id].is_lapsed:
+            return []
+        claims = []
+        for row in rows:
+            if row.is_due():
+                row.attempt += 1
+            elif row.worker_id != worker_id:
+                continue
+            row.move(Status.PROCESSING, worker_id)
+            waited_seconds = (datetime.now(UTC) - row.due_at).total_seconds()
+            claims.append(
+                Claim(
+                    row.id,
+                    row.attempt,
+                    row.failures,
+                    row.max_attempts,
+                    row.content,
+                    row.traceparent,
+                    waited_seconds,
+                )
+            )
+        return claims
+
+    async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        self._answer()
+        written = []
+        for finish in finishes:
+            row = self.rows.get(finish.id)
+            if row is None or (row.status, row.attempt) != (Status.PROCESSING, finish.attempt):
+                continue
+            outcome = finish.outcome
+            row.move(outcome.status)
+            row.failures += int(outcome.is_charged)
+            row.error = outcome.error
+            if outcome.status is Status.PENDING:
+                row.put_back(outcome.delay_seconds)
+            written.append(row.id)
+        return written
+
+    async def find_finished_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        self._answer()
+        return [
+            finish.id
+            for finish in finishes
+            if (row := self.rows.get(finish.id))
+            and (row.attempt, row.status) == (finish.attempt, finish.outcome.status)
+        ]
+
+    async def release_tasks(self, worker_id: str, kept: Iterable[str] = ()) -> list[str]:
+        self._answer()
+        kept = set(kept)
+        released = [
+            row for row in self.rows.values() if row.worker_id == worker_id and row.id not in kept
+        ]
+        for row in released:
+            row.move(Status.PENDING)
+            row.put_back()
+        return [row.id for row in released]
+
+    async def cancel_tasks(self, ids: Sequence[str]) -> list[Canceled]:
+        canceled = []
+        for row in self._rows(ids):
+            if row.status not in FINAL:
+                worker_id = row.worker_id
+                row.move(Status.CANCELED)
+                canceled.append(Canceled(row.task(), worker_id))
+        return canceled
+
+    async def rescue_tasks(self, worker_ids: Sequence[str], limit: int) -> list[tuple[str, Status]]:
+        self._answer()
+        held = sorted(row.id for row in self.rows.values() if row.worker_id in worker_ids)
+        rescued = []
+        for row in self._rows(held[:limit]):
+            row.failures += 1
+            row.move(Status.FAILED if row.failures >= row.max_attempts else Status.PENDING)
+            row.error = {
+                "type": "WorkerLost",
+                "message": "The worker stopped answering.",
+                "attempt": row.attempt,
+            }
+            if row.status is Status.PENDING:
+                row.put_back()
+            rescued.append((row.id, row.status))
+        return rescued
+
+    async def delete_finished_tasks(self, retention_seconds: float, limit: int) -> int:
+        self._answer()
+        then = datetime.now(UTC) - timedelta(seconds=retention_seconds)
+        old = sorted(
+            row.id for row in self.rows.values() if row.finished_at and row.finished_at < then
+        )
+        for id in old[:limit]:
+            del self.rows[id]
+        return len(old[:limit])
+
+    async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
+        return [row.task() for row in self._rows(ids)]
+
+    async def register_worker(self, worker_id: str, name: str, lease_seconds: float) -> None:
+        self._answer()
+        self.workers.setdefault(worker_id, Lease(time.monotonic() + lease_seconds))
+
+    async def renew_lease(
+        self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float
+    ) -> tuple[bool, list[str]]:
+        self._answer()
+        lease = self.workers.get(worker_id)
+        is_renewed = lease is not None and not lease.is_lapsed
+        if lease is not None and is_renewed:
+            lease.expires_at = time.monotonic() + lease_seconds
+        lost = [
+            id
+            for id, attempt in attempts.items()
+            if (row := self.rows.get(id)) is None
+            or (row.worker_id, row.attempt) != (worker_id, attempt)
+        ]
+        return is_renewed, lost
+
+    async def lapse_workers(self, worker_id: str | None) -> Workers:
+        self._answer()
+        now = time.monotonic()
+        others = {id: lease for id, lease in self.workers.items() if id != worker_id}
+        for lease in others.values():
+            lease.is_lapsed = lease.is_lapsed or lease.expires_at < now
+        living = {id: lease for id, lease in others.items() if not lease.is_lapsed}
+        next_seconds = min((lease.expires_at - now for lease in living.values()), default=None)
+        dead = [id for id in others if id not in living]
+        return Workers(dead, list(living), next_seconds)
+
+    async def retire_worker(self, worker_id: str) -> None:
+        self._answer()
+        if worker_id in self.workers:
+            self.workers[worker_id].is_lapsed = True
+
+    async def forget_workers(self, worker_ids: Sequence[str]) -> None:
+        self._answer()
+        for id in worker_ids:
+            self.workers.pop(id, None)
+
+    async def measure(self) -> Measures:
+        self._answer()
+        tasks = dict.fromkeys(Status, 0)
+        for row in self.rows.values():
+            tasks[row.status] += 1
+        ages = [(datetime.now(UTC) - row.due_at).total_seconds() for row in self._due()]
+        return Measures({str(status): count for status, count in tasks.items()}, max([0.0, *ages]))
+
+    async def fold_tally(self) -> None:
+        self._answer()
+
+    async def ping(self) -> None:
+        self._answer()
+
+
+def _is_not_unicode(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+@dataclass(slots=True)
+class Bell:
+    """What a Redis knows; streams of several processes share one."""
+
+    entries: dict[str, str] = field(default_factory=dict)  # entry -> task
+    times: dict[str, float] = field(default_factory=dict)  # entry -> published
+    consumers: dict[str, dict[str, str]] = field(default_factory=dict)  # pending entries
+    last_delivered: int = 0
+    last_id: int = 0
+    listeners: list[asyncio.Queue[list[str]]] = field(default_factory=list)
+
+
+class MemoryStream(TaskStream):
+    """One group, as in Redis: what is given to a consumer is pending until acknowledged."""
+
+    def __init__(
+        self, bell: Bell | None = None, *, max_entries: int = 10_000, block_seconds: float = 0.01
+    ) -> None:
+        self.bell = bell or Bell()
+        self.is_away = False
+        self.is_up = False
+        self.is_refusing = False
+        self.lost_at = None
+        self._max_entries = max_entries
+        self._block_seconds = block_seconds
+        self._unblock = asyncio.Event()
+        self._heard: asyncio.Queue[list[str]] | None = None
+
+    def _answer(self) -> None:
+        self.is_up = not self.is_away
+        if self.is_away:
+            raise StreamUnavailable
+
+    async def open(self) -> None:
+        self._answer()
+
+    async def close(self) -> None:
+        pass
+
+    async def publish(self, ids: Sequence[str]) -> int:
+        try:
+            self._answer()
+        except StreamUnavailable:
+            self.is_refusing = True
+            raise
+        taken = ids[: max(0, self._max_entries - len(self.bell.entries))]
+        for id in taken:
+            self.bell.last_id += 1
+            entry = f"{self.bell.last_id:020}"
+            self.bell.entries[entry] = id
+            self.bell.times[entry] = time.monotonic()
+        self.is_refusing = len(taken) < len(ids)
+        return len(taken)
+
+    async def publish_canceled(self, ids: Sequence[str]) -> None:
+        self._answer()
+        for listener in self.bell.listeners:
+            listener.put_nowait(list(ids))
+
+    async def read_canceled(self) -> list[str]:
+        self._answer()
+        if self._heard is None:
+            self._heard = asyncio.Queue()
+            self.bell.listeners.append(self._heard)
+        try:
+            async with asyncio.timeout(self._block_seconds):
+                return await self._heard.get()
+        except TimeoutError:
+            return []
+
+    async def read(self, worker_id: str, number: int, count: int) -> list[Entry]:
+        self._answer()
+        deadline = time.monotonic() + self._block_seconds
+        self._unblock.clear()
+        pending = self.bell.consumers.setdefault(consumer_name(worker_id, number), {})
+        while not (waiting := self._waiting()) and time.monotonic() < deadline:
+            await asyncio.sleep(0)
+            if self._unblock.is_set():
+                break
+        for entry in waiting[:count]:
+            pending[entry] = self.bell.entries[entry]
+            self.bell.last_delivered = int(entry)
+        return [(entry, self.bell.entries[entry]) for entry in waiting[:count]]
+
+    def _waiting(self) -> list[str]:
+        return [entry for entry in self.bell.entries if int(entry) > self.bell.last_delivered]
+
+    async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
+        self._answer()
+        pending = self.bell.consumers.setdefault(consumer_name(worker_id, number), {})
+        entries = [entry for entry in pending if int(entry) > int(after)]
+        return [(entry, self.bell.entries.get(entry)) for entry in entries[:count]]
+
+    async def unblock(self) -> None:
+        self._answer()
+        self._unblock.set()
+
+    async def acknowledge(self, entries: Sequence[str]) -> None:
+        self._answer()
+        for entry in entries:
+            self.bell.entries.pop(entry, None)
+            self.bell.times.pop(entry, None)
+            for pending in self.bell.consumers.values():
+                pending.pop(entry, None)
+
+    async def worker_ids(self) -> set[str]:
+        self._answer()
+        return {worker_of(name) for name in self.bell.consumers}
+
+    async def remove_consumers(self, worker_id: str) -> list[str]:
+        self._answer()
+        ids: list[str] = []
+        for name in [name for name in self.bell.consumers if worker_of(name) == worker_id]:
+            pending = self.bell.consumers.pop(name)
+            ids += [self.bell.entries[entry] for entry in pending if entry in self.bell.entries]
+            await self.acknowledge(list(pending))
+        return ids
+
+    async def look(self) -> tuple[int, float]:
+        self._answer()
+        room = self._max_entries - len(self.bell.entries)
+        self.is_refusing = room <= 0
+        waiting = self._waiting()
+        return room, time.monotonic() - self.bell.times[waiting[0]] if waiting else 0.0
+
+    async def measure(self) -> tuple[int, int]:
+        self._answer()
+        return len(self.bell.entries), sum(map(len, self.bell.consumers.values()))
