@@ -139,11 +139,14 @@ FROM held WHERE task.id = held.id
 RETURNING task.id, status;
 
 -- delete_finished_tasks --
--- completed | failed | canceled -> (nothing), oldest first, a few at a time. Ids are time-ordered, so this reads the
--- old end of the primary key and needs no index of its own.
+-- completed | failed | canceled -> (nothing), oldest first, a few at a time. Ids begin with the time of their creation,
+-- in milliseconds, so this reads the old end of the primary key and needs no index of its own. Whoever made them may
+-- have had a clock that is an hour fast.
 DELETE FROM task WHERE id IN (
     SELECT id FROM task
     WHERE finished_at < statement_timestamp() - make_interval(secs => %(retention_seconds)s)
+      AND id < (lpad(to_hex(greatest(0, 1000 * (extract(epoch FROM statement_timestamp()) - %(retention_seconds)s + 3600)
+          )::bigint), 12, '0') || repeat('0', 20))::uuid
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 RETURNING id;
@@ -184,7 +187,8 @@ WITH other AS (
 )
 SELECT
     ARRAY(SELECT id::text FROM lapsed UNION SELECT id::text FROM other WHERE lapsed_at IS NOT NULL),
-    ARRAY(SELECT id::text FROM other WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp()),
+    -- One that renewed its lease this very moment was not lapsed, so it lives.
+    ARRAY(SELECT id::text FROM other WHERE lapsed_at IS NULL AND id NOT IN (SELECT id FROM lapsed)),
     (SELECT extract(epoch FROM min(expires_at) - statement_timestamp())::float8 FROM other
      WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp());
 

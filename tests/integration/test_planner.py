@@ -1,0 +1,153 @@
+"""Every statement finds its rows by an index, in a young table that nobody has analyzed."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uuid_utils
+
+from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.task import NewTask
+from tasksvc.store import queries
+from tasksvc.store.database import Database, Row
+from tasksvc.store.task_store import TaskStore
+from tests.harness import eventually, query
+
+FINISHED = 50_000
+
+# Each id begins with the time at which its task was created, as the service makes them.
+FILL = """
+INSERT INTO task (id, created_at, due_at, published_at, finished_at, status, max_attempts, content)
+SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
+        || substr(md5(n::text), 1, 19))::uuid, at, at, at, at, 'completed', 3, 'x'
+FROM generate_series(1, %s) AS n, LATERAL (
+    SELECT clock_timestamp() - %s * interval '1 day' - n * interval '1 ms' AS at) AS moment
+"""
+
+
+class ExplainingStore(TaskStore):
+    """Keeps the plan of everything that it runs, with the session's own settings."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.plans: dict[str, str] = {}
+
+    async def _run(self, session: str, query: str, **parameters: Any) -> list[Row]:
+        explain = "EXPLAIN " + self._queries[query]
+        rows = await self._sessions[session].run(explain, parameters)
+        self.plans[query] = "\n".join(line for (line,) in rows)
+        return await super()._run(session, query, **parameters)
+
+    async def pages(self, query: str, **parameters: Any) -> int:
+        """How many pages the statement reads."""
+        explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) " + self._queries[query]
+        ((plan,),) = await self._sessions["duty"].run(explain, parameters)
+        top = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
+        return int(top["Shared Hit Blocks"]) + int(top["Shared Read Blocks"])
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[ExplainingStore]:
+    query(database_url, "ALTER TABLE task SET (autovacuum_enabled = off)")
+    store = ExplainingStore(Database(database_url))
+    yield store
+    await store.close()
+
+
+async def live(store: TaskStore) -> None:
+    """Everything that a store can do, with some tasks that are live."""
+    worker_id = str(uuid.uuid4())
+    ids = [str(uuid_utils.uuid7()) for _ in range(200)]
+    await store.register_worker(worker_id, "w", 60)
+    await store.insert_tasks([NewTask(id, "x", 3, None, True) for id in ids])
+    await store.unpublish_tasks(ids[:20])
+    await store.publish_due_tasks(60, 100)
+    await store.find_due_tasks(10)
+    await store.claim_tasks(worker_id, ids[:100])
+    finishes = [Finish(id, 1, COMPLETED) for id in ids[:50]]
+    await store.finish_tasks(finishes)
+    await store.find_finished_tasks(finishes)
+    await store.cancel_tasks(ids[50:55])
+    await store.renew_lease(worker_id, dict.fromkeys(ids, 1), 60)
+    await store.release_tasks(worker_id, ids[60:100])
+    await store.lapse_workers(None)
+    await store.rescue_tasks([worker_id], 100)
+    await store.get_tasks(ids)
+    await store.delete_finished_tasks(60, 100)
+    await store.measure()
+    await store.fold_tally()
+    await store.retire_worker(worker_id)
+    await store.forget_workers([worker_id])
+    await store.ping()
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True])
+async def test_no_statement_reads_the_whole_table(
+    database_url: str, store: ExplainingStore, is_analyzed: bool
+) -> None:
+    query(database_url, FILL, FINISHED, 0)
+    if is_analyzed:
+        query(database_url, "ANALYZE task")
+    await live(store)
+
+    assert store.plans.keys() == queries.load().keys()
+    scanning = {
+        name: plan
+        for name, plan in store.plans.items()
+        if re.search(r"Seq Scan on task\b(?!_)|Disabled: true|Hash Join|Merge Join", plan)
+        and name not in ("measure", "fold_tally", "lapse_workers", "ping")
+    }
+    assert not scanning, "\n\n".join(f"{name}\n{plan}" for name, plan in scanning.items())
+    assert not re.search(r"Seq Scan on task\b(?!_)", store.plans["measure"])
+
+
+async def test_claims_stay_on_their_page(database_url: str, store: TaskStore) -> None:
+    """A claim that changed an indexed column would write into every index."""
+    worker_id = str(uuid.uuid4())
+    ids = [str(uuid_utils.uuid7()) for _ in range(100)]
+    await store.register_worker(worker_id, "w", 60)
+    await store.insert_tasks([NewTask(id, "x" * 100, 3, None, True) for id in ids])
+    for start in range(0, 100, 10):
+        await store.claim_tasks(worker_id, ids[start : start + 10])
+    await store.close()  # a session that ends has told its numbers
+
+    def updates() -> tuple[int, int] | None:
+        statement = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = %s"
+        ((updated, hot),) = query(database_url, statement, "task")
+        return (updated, hot) if updated else None
+
+    assert await eventually(updates) == (100, 100)
+
+
+async def test_nothing_old_enough_to_delete_costs_nothing(
+    database_url: str, store: ExplainingStore
+) -> None:
+    query(database_url, FILL, FINISHED, 1)
+
+    week = {"retention_seconds": 7 * 86400.0, "limit": 1000}
+    assert await store.pages("delete_finished_tasks", **week) < 20
+
+
+@pytest.mark.parametrize(("hours_fast", "is_deleted"), [(-24, True), (0.9, True), (1.1, False)])
+async def test_clock_of_whoever_made_an_id_may_be_an_hour_fast(
+    database_url: str, store: TaskStore, hours_fast: float, is_deleted: bool
+) -> None:
+    query(database_url, FILL, 1, 3)
+    query(
+        database_url,
+        """INSERT INTO task (id, finished_at, status, max_attempts, content)
+        SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
+            || '70008000000000000000')::uuid,
+            clock_timestamp() - interval '2 days', 'completed', 3, 'x'
+        FROM (
+            SELECT clock_timestamp() - interval '2 days' + %s * interval '1 hour' AS at
+        ) AS moment""",
+        hours_fast,
+    )
+
+    assert await store.delete_finished_tasks(2 * 86400.0, 10) == 1 + is_deleted
