@@ -250,8 +250,8 @@ class TaskStream:
         try:
             yield
         except ResponseError as error:
-            self._mark_up()
             if _is_gone(error):
+                self._mark_up()
                 with suppress(RedisError, OSError):
                     await self._make_group()
             else:
