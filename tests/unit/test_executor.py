@@ -1,0 +1,151 @@
+"""Running one handler, whatever it does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import structlog
+
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.running import Run, StopReason
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
+from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.task import Claim, Status
+from tasksvc.handlers import Handler
+from tasksvc.metrics import Metrics
+
+
+def make_run(*, failures: int = 0) -> Run:
+    return Run(Claim("a", failures + 1, failures, 3, "hello", None, 0.0), entry="1-0")
+
+
+def make_executor(handler: Handler, metrics: Metrics) -> Executor:
+    return Executor(handler, RetryPolicy(0.0, 0.0), metrics)
+
+
+def raises(error: BaseException) -> Handler:
+    async def handler(claim: Claim) -> None:
+        raise error
+
+    return handler
+
+
+async def test_handler_gets_the_claim_and_completes(metrics: Metrics) -> None:
+    seen: list[Claim] = []
+
+    async def handler(claim: Claim) -> None:
+        seen.append(claim)
+
+    run = make_run()
+
+    assert await make_executor(handler, metrics).execute(run) is COMPLETED
+    assert seen == [run.claim]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no"),
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        MemoryError(),
+        asyncio.CancelledError(),  # nobody canceled it: its own doing
+        BaseExceptionGroup("many", [ValueError(), SystemExit()]),
+        StopAsyncIteration(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_handler_raises_is_a_failure_of_its_own(
+    metrics: Metrics, error: BaseException
+) -> None:
+    result = await make_executor(raises(error), metrics).execute(make_run())
+
+    assert result is not None
+    assert result.status is Status.PENDING
+    assert result.is_charged
+    assert result.error is not None
+    assert result.error["type"] == type(error).__name__
+
+
+async def test_last_failure_is_final(metrics: Metrics) -> None:
+    result = await make_executor(raises(ValueError("no")), metrics).execute(make_run(failures=2))
+
+    assert result == Outcome(
+        Status.FAILED, True, 0.0, {"type": "ValueError", "message": "no", "attempt": 3}
+    )
+
+
+async def stopped(handler: Handler, reason: StopReason, metrics: Metrics) -> Outcome | None:
+    """What a run comes to that is stopped while it runs."""
+    started = asyncio.Event()
+
+    async def begin(claim: Claim) -> None:
+        started.set()
+        await handler(claim)
+
+    run = make_run()
+    run.task = asyncio.create_task(make_executor(begin, metrics).execute(run))
+    await started.wait()
+    run.stop(reason)
+    return await run.task
+
+
+async def sleeps(claim: Claim) -> None:
+    await asyncio.Event().wait()
+
+
+async def makes_an_error_of_it(claim: Claim) -> None:
+    try:
+        await sleeps(claim)
+    except asyncio.CancelledError:
+        raise ValueError("stopped?") from None
+
+
+async def completes_all_the_same(claim: Claim) -> None:
+    try:
+        await sleeps(claim)
+    except asyncio.CancelledError:
+        return
+
+
+@pytest.mark.parametrize("handler", [sleeps, makes_an_error_of_it])
+async def test_stopped_at_shutdown_is_handed_back_and_not_charged(
+    metrics: Metrics, handler: Handler
+) -> None:
+    assert await stopped(handler, StopReason.SHUTDOWN, metrics) is RELEASED
+
+
+@pytest.mark.parametrize("handler", [sleeps, makes_an_error_of_it])
+async def test_lost_task_comes_to_nothing(metrics: Metrics, handler: Handler) -> None:
+    assert await stopped(handler, StopReason.LOST, metrics) is None
+
+
+async def test_work_that_is_done_all_the_same_is_not_thrown_away(metrics: Metrics) -> None:
+    """If the task is no longer ours, its attempt fences the result off."""
+    assert await stopped(completes_all_the_same, StopReason.SHUTDOWN, metrics) is COMPLETED
+
+
+async def test_time_is_observed_of_successes_and_failures(metrics: Metrics) -> None:
+    observed: list[float] = []
+    metrics.task_processing_duration = observed.append  # type: ignore[method-assign,assignment]
+    await make_executor(raises(ValueError()), metrics).execute(make_run())
+    await make_executor(lambda claim: asyncio.sleep(0.02), metrics).execute(make_run())
+
+    assert len(observed) == 2
+    assert observed[0] >= 0
+    assert observed[1] >= 0.02
+
+
+async def test_what_a_handler_logs_names_its_task(metrics: Metrics) -> None:
+    bound: list[dict[str, Any]] = []
+
+    async def handler(claim: Claim) -> None:
+        bound.append(structlog.contextvars.get_contextvars())
+
+    await asyncio.create_task(make_executor(handler, metrics).execute(make_run()))
+
+    assert bound == [{"task_id": "a", "attempt": 1}]
+    assert structlog.contextvars.get_contextvars() == {}

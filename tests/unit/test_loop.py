@@ -1,0 +1,278 @@
+"""What repeats for ever: it survives everything, and stops when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import structlog
+
+from tasksvc.consumers import loop as loop_module
+from tasksvc.consumers.loop import Loop
+from tasksvc.domain.errors import StoreUnavailable
+from tests.harness import eventually
+
+
+class Counting:
+    """A step that does what the test has put in its line, and then nothing."""
+
+    name = "counting"
+
+    def __init__(self, *answers: Any, pause_seconds: float = 0.001) -> None:
+        self.pause_seconds = pause_seconds
+        self.answers = list(answers)
+        self.steps = 0
+
+    async def run_once(self) -> int:
+        self.steps += 1
+        answer = self.answers.pop(0) if self.answers else 0
+        if isinstance(answer, BaseException):
+            raise answer
+        if callable(answer):
+            return int(await answer())
+        return int(answer)
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(loop_module, "_LONGEST_BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[[Counting], Loop]]:
+    loops: list[Loop] = []
+
+    def start(step: Counting) -> Loop:
+        loops.append(Loop(step))
+        loops[-1].start()
+        return loops[-1]
+
+    yield start
+    for loop in loops:
+        await loop.stop(within_seconds=0)
+
+
+Start = Callable[[Counting], Loop]
+
+
+async def test_steps_repeat(start: Start) -> None:
+    step = Counting()
+    start(step)
+
+    await eventually(lambda: step.steps > 3)
+
+
+async def test_no_pause_while_there_is_something_to_do(start: Start) -> None:
+    step = Counting(5, 5, 5, pause_seconds=3600)
+    start(step)
+
+    await eventually(lambda: step.steps == 4)
+
+
+async def test_wake_ends_the_pause(start: Start) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    loop.wake()
+
+    await eventually(lambda: step.steps == 2)
+
+
+async def test_wake_during_a_step_is_not_lost(start: Start) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> int:
+        await gate.wait()
+        return 0
+
+    step = Counting(wait, pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    loop.wake()
+    gate.set()
+
+    await eventually(lambda: step.steps == 2)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), StoreUnavailable(), TimeoutError(), asyncio.CancelledError()]
+)
+async def test_step_that_fails_is_tried_again(start: Start, error: BaseException) -> None:
+    step = Counting(error, error, error)
+    with structlog.testing.capture_logs() as logs:
+        start(step)
+        await eventually(lambda: step.steps > 4)
+
+    levels = {line["log_level"] for line in logs}
+    assert levels == ({"debug"} if isinstance(error, StoreUnavailable) else {"error"})
+
+
+async def test_pauses_grow_while_it_fails_and_are_bounded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    original = Loop._run_step
+
+    async def run_step(self: Loop) -> float:
+        pauses.append(await original(self))
+        await asyncio.sleep(0)
+        return 0.0
+
+    monkeypatch.setattr(Loop, "_run_step", run_step)
+    step = Counting(*[StoreUnavailable()] * 20, 1, StoreUnavailable(), pause_seconds=0.5)
+    start(step)
+    await eventually(lambda: len(pauses) > 22)
+
+    assert pauses[:3] == [0.002, 0.004, 0.008]
+    assert pauses[3:20] == [0.01] * 17
+    assert pauses[20:23] == [0.0, 0.002, 0.5]
+
+
+async def test_waking_does_not_cut_a_backoff_short(start: Start) -> None:
+    """A result that arrives while PostgreSQL is away must not make the loop hammer it."""
+    loops: list[Loop] = []
+
+    async def fail() -> int:
+        loops[0].wake()
+        raise StoreUnavailable
+
+    step = Counting(*[fail] * 1000)
+    loops.append(start(step))
+    await eventually(lambda: step.steps > 5)
+    before = step.steps
+    async with asyncio.timeout(5):
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    assert step.steps <= before + 1
+
+
+async def test_killed_loop_starts_again(start: Start) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    assert loop._task is not None
+    loop._task.cancel()
+
+    await eventually(lambda: step.steps == 2)
+    assert not loop.is_done
+
+
+async def test_step_under_way_is_the_last(start: Start) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> int:
+        await gate.wait()
+        return 1
+
+    step = Counting(wait)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    loop.ask_to_stop()
+    assert not loop.is_done
+    gate.set()
+    await eventually(lambda: loop.is_done)
+
+    assert step.steps == 1
+
+
+async def test_stop_ends_a_pause_at_once(start: Start) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    async with asyncio.timeout(5):
+        await loop.stop(within_seconds=3600)
+
+    assert loop.is_done
+
+
+async def test_stop_lets_the_step_end_within_its_time(start: Start) -> None:
+    ended: list[bool] = []
+
+    async def work() -> int:
+        await asyncio.sleep(0.02)
+        ended.append(True)
+        return 0
+
+    step = Counting(work)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    await loop.stop(within_seconds=10)
+
+    assert ended
+
+
+async def test_stop_insists_when_a_cancellation_is_swallowed(start: Start) -> None:
+    swallowed: list[bool] = []
+
+    async def swallow() -> int:
+        while len(swallowed) < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed.append(True)
+        return 0
+
+    step = Counting(swallow)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    async with asyncio.timeout(5):
+        await loop.stop(within_seconds=0)
+
+    assert loop.is_done
+    assert len(swallowed) == 3
+
+
+async def test_stopped_loop_does_not_start_again(start: Start) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    assert loop._task is not None
+    loop._task.cancel()
+    await asyncio.wait([loop._task])
+    loop.ask_to_stop()
+    await asyncio.sleep(0.01)
+
+    assert loop.is_done
+    assert step.steps == 1
+
+
+async def test_loop_that_never_started_stops() -> None:
+    loop = Loop(Counting())
+    await loop.stop(within_seconds=0)
+
+    assert loop.is_done
+    assert not loop.is_stalled
+
+
+async def test_loop_that_does_not_come_round_is_stalled(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def hang() -> int:
+        await gate.wait()
+        return 0
+
+    step = Counting(1, hang, pause_seconds=0.001)
+    loop = start(step)
+    await eventually(lambda: step.steps == 2)
+    assert not loop.is_stalled
+    monkeypatch.setattr(loop_module, "_STALLED_AFTER_SECONDS", 0.01)
+    await eventually(lambda: loop.is_stalled)
+    gate.set()
+
+    await eventually(lambda: not loop.is_stalled)
+
+
+async def test_long_pause_is_no_stall(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_STALLED_AFTER_SECONDS", 0.0)
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+
+    assert not loop.is_stalled

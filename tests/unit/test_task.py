@@ -1,0 +1,54 @@
+"""The words for a task, and what may follow what."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
+from importlib import resources
+
+import pytest
+
+from tasksvc.domain.task import FINAL, FOLLOWS, Status, Task
+
+SCHEMA = (resources.files("tasksvc") / "migrations" / "0001_task.sql").read_text("utf-8")
+
+
+def words(pattern: str) -> list[str]:
+    found = re.search(pattern, SCHEMA)
+    assert found is not None
+    return re.findall(r"'(\w+)'", found[1])
+
+
+def test_database_knows_the_same_words_in_the_same_order() -> None:
+    assert words(r"task_status AS ENUM \((.*?)\)") == list(Status)
+
+
+def test_database_calls_the_same_statuses_final() -> None:
+    assert set(words(r"is_finished_when_final CHECK \(\(status IN \((.*?)\)")) == FINAL
+
+
+def test_every_status_has_its_followers() -> None:
+    assert FOLLOWS.keys() == set(Status)
+
+
+def test_nothing_follows_what_is_final() -> None:
+    assert {status for status, followers in FOLLOWS.items() if not followers} == FINAL
+
+
+def test_every_live_task_can_be_canceled_and_can_fail() -> None:
+    for status in set(Status) - FINAL:
+        assert {Status.CANCELED, Status.FAILED} <= FOLLOWS[status]
+
+
+def test_only_what_runs_completes() -> None:
+    assert [s for s in Status if Status.COMPLETED in FOLLOWS[s]] == [Status.PROCESSING]
+
+
+@pytest.mark.parametrize("status", Status)
+def test_task_tells_whether_it_is_final(status: Status) -> None:
+    task = Task("id", "x", status, datetime.now(UTC), None, None)
+
+    assert task.is_final == (status in FINAL)
+    with pytest.raises(FrozenInstanceError):
+        task.status = Status.PENDING  # type: ignore[misc]
