@@ -392,14 +392,16 @@ class TaskService:
         self._to_publish.extend(ids)
         if self._to_publish and self._publisher is None:
             self._publisher = asyncio.create_task(self._publish_waiting(), name="publisher")
+            self._publisher.add_done_callback(self._published)
 
     async def _publish_waiting(self) -> None:
-        try:
-            while self._to_publish:
-                size = min(len(self._to_publish), _BATCH)
-                await self._publish([self._to_publish.popleft() for _ in range(size)])
-        finally:
-            self._publisher = None
+        while self._to_publish:
+            size = min(len(self._to_publish), _BATCH)
+            await self._publish([self._to_publish.popleft() for _ in range(size)])
+
+    def _published(self, publisher: asyncio.Task[None]) -> None:
+        self._publisher = None
+        self._publish_soon([])  # what one that was killed has left
 
     async def _publish(self, ids: list[str]) -> None:
         """Puts the ids into the stream, and leaves to the relay what does not go in."""

@@ -94,6 +94,13 @@ class Group(Generic[Item, Result]):
         self._writer = asyncio.get_running_loop().create_task(
             self._write_waiting(), name=f"group-{self._name}", context=Context()
         )
+        self._writer.add_done_callback(self._ended)
+
+    def _ended(self, writer: asyncio.Task[None]) -> None:
+        # Here, and not at the end of the writer: one that is killed before its first step has none.
+        self._writer = None
+        if self._waiting:
+            self._start_writer()
 
     async def _write_waiting(self) -> None:
         group: list[_Entry[Item, Result]] = []
@@ -104,9 +111,6 @@ class Group(Generic[Item, Result]):
         finally:
             # Whoever still waits now was left by a writer that was killed.
             _fail(group, StoreUnavailable())
-            self._writer = None
-            if self._waiting:
-                self._start_writer()
 
     def _take(self) -> list[_Entry[Item, Result]]:
         group: list[_Entry[Item, Result]] = []

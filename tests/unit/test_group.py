@@ -246,6 +246,17 @@ async def test_writer_killed_while_it_looks_for_a_culprit_leaves_nobody_waiting(
     assert [type(each) for each in errors] == [StoreUnavailable] * 4
 
 
+async def test_writer_killed_before_its_first_step_is_followed_by_another(
+    group: Group[int, str], writer: Writer
+) -> None:
+    caller = asyncio.create_task(group.join(1))
+    await asyncio.sleep(0)
+    kill_writer()
+
+    async with asyncio.timeout(5):
+        assert await caller == "wrote 1"
+
+
 async def test_drain_waits_for_all_that_was_left(group: Group[int, str], writer: Writer) -> None:
     callers = await join_while_busy(group, writer, [1, 2])
     draining = asyncio.create_task(group.drain())

@@ -1,0 +1,318 @@
+"""All that runs in the background: it comes back when it is killed, and stops in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import structlog
+from aiohttp import web
+
+from tasksvc.app import POOL, create_app
+from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.pool import ConsumerPool
+from tasksvc.domain.errors import Unavailable
+from tasksvc.domain.task import Claim, Status
+from tasksvc.handlers import Handler
+from tasksvc.service import TaskService
+from tasksvc.settings import Settings
+from tasksvc.store.task_store import TaskStore
+from tasksvc.web.keys import SERVICE
+from tests.harness import eventually
+from tests.integration.conftest import Row, do_nothing
+
+Rows = Callable[[], list[Row]]
+StartApp = Callable[..., Any]
+
+
+@pytest.fixture
+async def start_app(settings: Settings) -> AsyncIterator[StartApp]:
+    """Starts the whole service within the test, but for its port."""
+    runners: list[web.AppRunner] = []
+
+    async def start(handler: Handler = do_nothing, **changes: Any) -> web.Application:
+        app = create_app(replace(settings, **changes), handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        runners.append(runner)
+        return app
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def is_completed(service: TaskService, id: str) -> bool:
+    return (await service.get(id)).status is Status.COMPLETED
+
+
+async def process_one(service: TaskService) -> None:
+    task = await service.create("x")
+    await eventually(lambda: is_completed(service, task.id), 10)
+
+
+async def test_each_loop_starts_again_when_its_asyncio_task_is_killed(start_app: StartApp) -> None:
+    app = await start_app(workers=2)
+    for loop in app[POOL]._loops():
+        killed = loop._task
+        killed.cancel()
+        await eventually(
+            lambda loop=loop, killed=killed: loop._task is not killed and not loop.is_done, 2
+        )
+        await process_one(app[SERVICE])
+
+
+async def test_service_survives_the_killing_of_all_its_asyncio_tasks_at_once(
+    start_app: StartApp, rows: Rows
+) -> None:
+    app = await start_app(workers=2)
+    service = app[SERVICE]
+    for _ in range(3):
+        creating = [asyncio.create_task(service.create("x")) for _ in range(50)]
+        await asyncio.sleep(0)
+        ours = {asyncio.current_task(), *creating}
+        for task in asyncio.all_tasks() - ours:
+            task.cancel()
+        await asyncio.gather(*creating, return_exceptions=True)
+        await process_one(service)
+
+    await eventually(lambda: {status for status, *_ in rows()} == {"completed"})
+
+
+class Step:
+    name = "step"
+    pause_seconds = 0.0
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.count = 0
+        self.hangs, self.has_hung = asyncio.Event(), asyncio.Event()
+
+    async def run_once(self) -> int:
+        self.count += 1
+        if self.hangs.is_set():
+            self.has_hung.set()
+            await asyncio.Event().wait()
+        if self.answers and isinstance(answer := self.answers.pop(0), BaseException):
+            raise answer
+        await asyncio.sleep(0.001)
+        return 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("wrong"), Unavailable(), asyncio.CancelledError(), MemoryError(), GeneratorExit()],
+    ids=lambda error: type(error).__name__,
+)
+async def test_loop_survives_whatever_its_step_raises(error: BaseException) -> None:
+    step = Step(error, error)
+    loop = Loop(step)
+    loop.start()
+    try:
+        await eventually(lambda: step.count > 5)
+    finally:
+        await loop.stop(1)
+    assert loop.is_done
+
+
+async def test_hung_loop_is_reported(start_app: StartApp) -> None:
+    app = await start_app()
+    pool = app[POOL]
+    step = Step()
+    hung = Loop(step)
+    pool._duties.append(hung)
+    hung.start()
+    await eventually(lambda: step.count > 1)
+    assert pool.stalled() == []
+
+    step.hangs.set()
+    await step.has_hung.wait()
+    hung._ticked_at -= 31
+
+    assert pool.stalled() == ["step"]
+    with structlog.testing.capture_logs() as lines:
+        watchdog = next(loop for loop in pool._duties if loop.name == "watchdog")
+        await watchdog._step.run_once()
+    assert [line["loops"] for line in lines if line.get("action") == "loops_stalled"] == [["step"]]
+
+
+async def test_loop_that_is_asked_to_stop_ends_its_step_first() -> None:
+    is_in, may_go = asyncio.Event(), asyncio.Event()
+
+    class Slow(Step):
+        async def run_once(self) -> int:
+            is_in.set()
+            await may_go.wait()
+            self.answers.append("ended")
+            return 0
+
+    step = Slow()
+    loop = Loop(step)
+    loop.start()
+    await is_in.wait()
+    stopping = asyncio.create_task(loop.stop(5))
+    await asyncio.sleep(0)
+    may_go.set()
+    await stopping
+
+    assert step.answers == ["ended"]
+
+
+async def test_loop_that_swallows_its_cancel_is_asked_again() -> None:
+    is_in = asyncio.Event()
+
+    class Deaf(Step):
+        async def run_once(self) -> int:
+            is_in.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.count += 1
+                if self.count > 2:
+                    raise
+            return 0
+
+    loop = Loop(Deaf())
+    loop.start()
+    await is_in.wait()
+
+    await loop.stop(within_seconds=0)
+
+    assert loop.is_done
+
+
+async def wait(claim: Claim) -> None:
+    await asyncio.Event().wait()
+
+
+async def running(app: web.Application, tasks: int = 1) -> None:
+    for _ in range(tasks):
+        await app[SERVICE].create("x")
+    await eventually(lambda: len(app[SERVICE].held) == tasks)
+
+
+async def test_stop_takes_nothing_more_and_lets_what_runs_end(
+    start_app: StartApp, rows: Rows
+) -> None:
+    may_end = asyncio.Event()
+
+    async def handle(claim: Claim) -> None:
+        await may_end.wait()
+
+    app = await start_app(handle, grace_seconds=30)
+    pool, service = app[POOL], app[SERVICE]
+    await running(app, 2)
+    stopping = asyncio.create_task(pool.stop())
+    await eventually(lambda: all(consumer.reading.is_done for consumer in pool._consumers))
+    await service.create("later")
+    may_end.set()
+
+    await stopping
+
+    assert rows() == [("completed", 1, 0)] * 2 + [("pending", 0, 0)]
+    assert service.worker_id is None
+
+
+async def test_stop_keeps_the_lease_until_all_is_handed_back(
+    start_app: StartApp, rows: Rows, store: TaskStore
+) -> None:
+    """With a grace period of several leases."""
+    app = await start_app(wait, grace_seconds=1.5, lease_seconds=0.5, heartbeat_seconds=0.1)
+    other = await start_app(workers=0, lease_seconds=0.5)
+    await running(app)
+
+    await app[POOL].stop()
+
+    assert rows() == [("pending", 1, 0)]
+    assert other[POOL].stalled() == []
+
+
+async def test_hurry_cuts_the_grace_short(start_app: StartApp, rows: Rows) -> None:
+    app = await start_app(wait, grace_seconds=60)
+    await running(app)
+    stopping = asyncio.create_task(app[POOL].stop())
+    await asyncio.sleep(0)
+    started = time.monotonic()
+
+    app[POOL].hurry()
+    await stopping
+
+    assert time.monotonic() - started < 5
+    assert rows() == [("pending", 1, 0)]
+
+
+async def test_handlers_that_ignore_their_cancel_lose_their_tasks(
+    start_app: StartApp, rows: Rows
+) -> None:
+    is_over = asyncio.Event()
+
+    async def ignore(claim: Claim) -> None:
+        while not is_over.is_set():
+            try:
+                await is_over.wait()
+            except asyncio.CancelledError:
+                continue
+
+    app = await start_app(ignore, grace_seconds=0)
+    await running(app, 3)
+    started = time.monotonic()
+
+    await app[POOL].stop()
+
+    assert time.monotonic() - started < 8
+    assert rows() == [("pending", 1, 0)] * 3
+    is_over.set()
+    await asyncio.gather(*(t for t in asyncio.all_tasks() if t.get_name().startswith("task-")))
+    assert rows() == [("pending", 1, 0)] * 3, "too late"
+
+
+async def test_second_stop_does_nothing(start_app: StartApp) -> None:
+    app = await start_app()
+    await app[POOL].stop()
+
+    await app[POOL].stop()
+
+    assert app[SERVICE].worker_id is None
+
+
+async def test_pool_without_consumers_is_no_worker(start_app: StartApp) -> None:
+    app = await start_app(workers=0)
+    pool: ConsumerPool = app[POOL]
+
+    assert app[SERVICE].worker_id is None
+    assert {loop.name for loop in pool._loops()} == {"relay", "rescuer", "janitor", "watchdog"}
+
+
+async def test_stop_without_postgres_leaves_the_tasks_to_a_rescuer(
+    start_app: StartApp, rows: Rows, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = await start_app(wait, grace_seconds=0)
+    await running(app)
+    service = app[SERVICE]
+
+    async def be_away(*args: Any) -> Any:
+        raise Unavailable
+
+    for name in ("finish_tasks", "release_tasks", "renew_lease"):
+        monkeypatch.setattr(service._store, name, be_away)
+    with structlog.testing.capture_logs() as lines:
+        await app[POOL].stop()
+
+    assert [line["action"] for line in lines if line["action"] == "left_tasks"] == ["left_tasks"]
+    assert rows() == [("processing", 1, 0)]
+
+
+async def test_everything_that_was_started_is_ended(start_app: StartApp) -> None:
+    before = asyncio.all_tasks()
+    app = await start_app(workers=3)
+    await process_one(app[SERVICE])
+
+    await app.cleanup()
+
+    left = asyncio.all_tasks() - before
+    assert json.dumps(sorted(task.get_name() for task in left)) == "[]"
