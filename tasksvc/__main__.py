@@ -6,7 +6,7 @@ A command imports what it alone needs: a container asks for `health` often.
 from __future__ import annotations
 
 import dataclasses
-import urllib.request
+import http.client
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -62,12 +62,20 @@ def health() -> None:
     """Ask the service that runs here for its health; the exit code tells."""
     settings = _settings()
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/health"
+    # Not urllib.request: it would go through a proxy that the environment names.
+    connection = http.client.HTTPConnection(host, settings.port, timeout=5)
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            click.echo(answer.read().decode())
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        body = answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        name = type(error).__name__
+        raise click.ClickException(f"No health from {host}:{settings.port}: {name}.") from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise click.ClickException(body)
+    click.echo(body)
 
 
 def _settings() -> Settings:
