@@ -166,11 +166,9 @@ def _read(env: Env) -> dict[str, Any]:
         "lost_margin_seconds": env.float("TASKSVC_LOST_MARGIN_SECONDS", 5.0, validate=not_negative),
         "grace_seconds": env.float("TASKSVC_GRACE_SECONDS", 20.0, validate=not_negative),
         # Bounds.
+        # PostgreSQL counts it in milliseconds, and takes 0 for no limit.
         "statement_timeout_seconds": env.float(
-            # PostgreSQL counts it in milliseconds, and takes 0 for no limit.
-            "TASKSVC_STATEMENT_TIMEOUT_SECONDS",
-            5.0,
-            validate=Range(0.001, 86_400),
+            "TASKSVC_STATEMENT_TIMEOUT_SECONDS", 5.0, validate=Range(0.001, 86_400)
         ),
         "stream_max_entries": env.int("TASKSVC_STREAM_MAX_ENTRIES", 250_000, validate=Range(min=1)),
         "group_size": env.int("TASKSVC_GROUP_SIZE", 500, validate=Range(1, 10_000)),

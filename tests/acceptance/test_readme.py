@@ -48,9 +48,9 @@ def test_table_of_the_environment_has_every_variable_with_its_default() -> None:
     read = dict(re.findall(r'env\.\w+\(\s*"([A-Z_]+)",\s*([^,)]+)', source))
     table = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", README, re.MULTILINE))
 
-    assert set(read) <= set(table)
+    assert set(table) == set(read)
     for name, default in table.items():
-        if name in read and default.startswith("`"):
+        if default.startswith("`"):
             assert default.strip("`") == str(ast.literal_eval(read[name])), name
 
 
