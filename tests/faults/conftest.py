@@ -14,6 +14,7 @@ import pytest
 
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.faults.proxy import Proxy
+from tests.faults.world import World
 from tests.harness import ServiceProcess
 
 StartServant = Callable[..., ServiceProcess]
@@ -101,3 +102,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Servers and two services for all trials of a session; each heals what it broke."""
+    with World(tmp_path_factory.mktemp("world"), services=2) as world:
+        yield world
