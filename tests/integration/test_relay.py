@@ -283,7 +283,7 @@ async def test_relays_of_many_processes_publish_each_task_once(
     stream_key: str,
     database_url: str,
 ) -> None:
-    services = [make_worker().service for _ in range(4)]
+    services = [make_worker(lost_margin_seconds=60).service for _ in range(4)]
     tasks = [NewTask(str(uuid_utils.uuid7()), "x", 3, None, False) for _ in range(3000)]
     await store.insert_tasks(tasks)
 
