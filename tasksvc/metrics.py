@@ -6,11 +6,12 @@ values come from closed sets: aioprometheus does not escape them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import psutil
 from aioprometheus import Counter, Gauge, Histogram, Registry, render
-from aioprometheus.histogram import Histogram as Buckets
 
 _SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 _HTTP_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5]
@@ -35,6 +36,28 @@ class Count:
         self._counter.set(_NONE, self.value)
 
 
+class _Buckets:
+    """What aioprometheus reads of a histogram. An observation counts in one bucket; they are added
+    up when they are asked for."""
+
+    __slots__ = ("_bounds", "_counts", "observations", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = [*map(float, bounds), float("inf")]
+        self._counts = [0] * len(self._bounds)
+        self.observations = 0
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.observations += 1
+        self.sum += value
+
+    @property
+    def buckets(self) -> dict[float, int]:
+        return dict(zip(self._bounds, accumulate(self._counts), strict=True))
+
+
 class Distribution:
     """A histogram, one series for each value of its labels."""
 
@@ -43,7 +66,7 @@ class Distribution:
 
     def series(self, **labels: str) -> Callable[[float], None]:
         """What observes a value of this series; keep it where it is used often."""
-        series = Buckets(*self._histogram.upper_bounds)
+        series = _Buckets(self._histogram.upper_bounds)
         self._histogram.set_value(labels, series)
         return series.observe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -41,6 +42,7 @@ async def serve(settings: Settings, handler: Handler | None = None) -> None:
         if not stopping.is_set() and settings.http != "off":
             await _listen(runner, settings)
         if not stopping.is_set():
+            _calm_the_collector()
             log.info("Ready", action="ready", workers=settings.workers, version=__version__)
         await stopping.wait()
         log.info("Stopping", action="stopping", grace_seconds=settings.grace_seconds)
@@ -50,6 +52,13 @@ async def serve(settings: Settings, handler: Handler | None = None) -> None:
     finally:
         await runner.cleanup()
     log.info("Stopped", action="stopped")
+
+
+def _calm_the_collector() -> None:
+    """Reference counts free nearly all there is. To look for cycles after every 700 new objects
+    costs a twentieth of the time."""
+    gc.freeze()  # what is there now stays
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

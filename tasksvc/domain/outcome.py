@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasksvc.domain.task import Status
 
@@ -37,8 +37,7 @@ def retried(error: dict[str, Any], delay_seconds: float) -> Outcome:
     return Outcome(Status.PENDING, is_charged=True, delay_seconds=delay_seconds, error=error)
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """One task's outcome, with the attempt that came to it."""
 
     id: str

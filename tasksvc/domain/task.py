@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Status(StrEnum):
@@ -40,8 +40,7 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
 """What may follow what. `migrations/` holds the same rule as a guard in the database."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """A task as its clients see it. Times are aware and in UTC."""
 
     id: str
@@ -56,8 +55,7 @@ class Task:
         return self.status in FINAL
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
+class NewTask(NamedTuple):
     """A task on its way into the store; its id is made before the first try to insert it."""
 
     id: str
@@ -68,8 +66,7 @@ class NewTask:
     """The stream is open and will be told. False leaves the publication to the relay."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A task that this process holds, from `pending -> processing` until it is finished."""
 
     id: str

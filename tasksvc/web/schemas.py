@@ -6,7 +6,6 @@ import re
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
-from uuid import UUID
 
 import orjson
 from marshmallow import Schema, ValidationError, fields
@@ -18,7 +17,8 @@ from tasksvc.web.problems import Problem
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_HEX = "[0-9a-fA-F]"
+_UUID = re.compile(f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}")
 
 
 def _without_nul(value: str) -> None:
@@ -38,10 +38,13 @@ _TASK_CREATE = TaskCreate()
 def load_task_create(body: bytes) -> dict[str, Any]:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     try:
-        document = orjson.loads(body)
+        document: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
         # One type for all: syntax, bad UTF-8, a lone surrogate, NaN, nesting too deep.
         raise Problem(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
+    if _is_plain(document):
+        plain: dict[str, Any] = document
+        return plain
     try:
         loaded: dict[str, Any] = _TASK_CREATE.load(document)
     except ValidationError as error:
@@ -53,11 +56,21 @@ def load_task_create(body: bytes) -> dict[str, Any]:
     return loaded
 
 
+def _is_plain(document: Any) -> bool:
+    """Content alone, and nothing wrong with it: the schema would say so too, ten times slower."""
+    return (
+        isinstance(document, dict)
+        and len(document) == 1
+        and isinstance(content := document.get("content"), str)
+        and "\0" not in content
+    )
+
+
 def load_task_id(text: str) -> str:
     """The id as the store knows it. Raises TaskNotFound: what is not a UUID is no task's id."""
     if not _UUID.fullmatch(text):
         raise TaskNotFound
-    return str(UUID(text))
+    return text.lower()
 
 
 def dump_task(task: Task) -> bytes:

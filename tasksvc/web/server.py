@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 import structlog
+import uuid_utils
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from tasksvc.web.keys import LIMITS
-from tasksvc.web.middlewares import HEADERS
+from tasksvc.web.middlewares import HEADERS, X_REQUEST_ID
 from tasksvc.web.problems import Problem
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ class _RequestHandler(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        request_id = uuid4().hex
+        request_id = uuid_utils.uuid4().hex
         if isinstance(exc, web.HTTPException):
             status = exc.status
         if status >= 500 and not isinstance(exc, _CLIENTS_OWN):
@@ -41,7 +41,7 @@ class _RequestHandler(RequestHandler):
         code = HTTPStatus(status)
         response = Problem(code, code.description or code.phrase, closes=True).response()
         response.headers.update(HEADERS)
-        response.headers["X-Request-ID"] = request_id
+        response.headers[X_REQUEST_ID] = request_id
         return response
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:

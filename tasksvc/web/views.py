@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,8 @@ from tasksvc.web.schemas import dump_task, load_task_create, load_task_id
 
 log = structlog.get_logger(__name__)
 
+_is_logged = logging.getLogger(__name__).isEnabledFor
+
 _JSON = "application/json"
 
 _UTF_8 = frozenset({"utf-8", "utf8"})
@@ -27,19 +30,21 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 async def create_task(request: web.Request) -> web.Response:
-    metrics = request.app[METRICS]
+    app = request.app
+    metrics = app[METRICS]
     metrics.task_create_requests.add()
     try:
-        if request.app[HEALTH].is_stopping:
+        if app[HEALTH].is_stopping:
             raise unavailable("The service is stopping.")
         content = load_task_create(await _read_json(request))["content"]
-        task = await request.app[SERVICE].create(content, _traceparent(request))
+        task = await app[SERVICE].create(content, _traceparent(request))
     except BaseException:
         metrics.task_create_fails.add()
         raise
     metrics.task_create_successes.add()
-    log.debug("Created", action="created", task_id=task.id)
-    return _json(dump_task(task), HTTPStatus.CREATED, {hdrs.LOCATION: f"/task/{task.id}"})
+    if _is_logged(logging.DEBUG):
+        log.debug("Created", action="created", task_id=task.id)
+    return _json(dump_task(task), 201, {hdrs.LOCATION: f"/task/{task.id}"})
 
 
 async def get_task(request: web.Request) -> web.Response:
@@ -91,8 +96,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def _read_json(request: web.Request) -> bytes:
-    limits = request.app[LIMITS]
-    if request.content_type != _JSON or (request.charset or "utf-8").lower() not in _UTF_8:
+    if request.headers.get(hdrs.CONTENT_TYPE) != _JSON and not _is_json(request):
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             f"The body must be {_JSON} in UTF-8.",
@@ -104,8 +108,10 @@ async def _read_json(request: web.Request) -> bytes:
             "The body must not be compressed.",
             headers={hdrs.ACCEPT_ENCODING: "identity"},
         )
+    if request.content.is_eof():  # it came with the head: a timer would cost more than the rest
+        return await request.read()
     try:
-        async with asyncio.timeout(limits.body_timeout_seconds):
+        async with asyncio.timeout(request.app[LIMITS].body_timeout_seconds):
             return await request.read()
     except TimeoutError:
         raise Problem(
@@ -116,14 +122,17 @@ async def _read_json(request: web.Request) -> bytes:
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
 
 
+def _is_json(request: web.Request) -> bool:
+    """However it is written."""
+    return request.content_type == _JSON and (request.charset or "utf-8").lower() in _UTF_8
+
+
 def _traceparent(request: web.Request) -> str | None:
     value = request.headers.get("traceparent")
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
-def _json(
-    body: bytes, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
-) -> web.Response:
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(status=status, body=body, headers=headers, content_type=_JSON)
 
 

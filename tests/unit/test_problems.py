@@ -52,6 +52,12 @@ ERRORS: dict[str, Exception] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def every_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Lines for debugging are made only when somebody wants them."""
+    caplog.set_level("DEBUG", "tasksvc")
+
+
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     """Of a server whose route /{name} raises the error of that name."""
