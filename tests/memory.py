@@ -252,16 +252,16 @@ class MemoryStore(TaskStore):
     ) -> tuple[bool, list[str]]:
         self._answer()
         lease = self.workers.get(worker_id)
-        is_renewed = lease is not None and not lease.is_lapsed
-        if lease is not None and is_renewed:
-            lease.expires_at = time.monotonic() + lease_seconds
+        if lease is None or lease.is_lapsed:
+            return False, []
+        lease.expires_at = time.monotonic() + lease_seconds
         lost = [
             id
             for id, attempt in attempts.items()
             if (row := self.rows.get(id)) is None
             or (row.worker_id, row.attempt) != (worker_id, attempt)
         ]
-        return is_renewed, lost
+        return True, lost
 
     async def lapse_workers(self, worker_id: str | None) -> Workers:
         self._answer()

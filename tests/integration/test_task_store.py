@@ -250,7 +250,7 @@ async def test_row_of_a_whole_life(database_url: str, store: TaskStore) -> None:
 async def test_lost_and_unpublished_are_told_apart_from_the_backlog(
     database_url: str, store: TaskStore
 ) -> None:
-    lost, young, unpublished, early = await insert(store, 4)
+    lost, young, unpublished, early, again = await insert(store, 5)
     query(
         database_url, "UPDATE task SET published_at = NULL WHERE id IN (%s, %s)", unpublished, early
     )
@@ -261,6 +261,8 @@ async def test_lost_and_unpublished_are_told_apart_from_the_backlog(
         " WHERE id = %s",
         lost,
     )
+    # It has been due for long, and was published again only just now.
+    query(database_url, "UPDATE task SET due_at = now() - interval '1 min' WHERE id = %s", again)
     # It was put off after its publication, and has only just become due.
     query(
         database_url,
@@ -269,6 +271,18 @@ async def test_lost_and_unpublished_are_told_apart_from_the_backlog(
     )
 
     assert set(await store.publish_due_tasks(30, 10)) == {lost, unpublished}
+
+
+async def test_only_what_waits_is_unpublished(database_url: str, store: TaskStore) -> None:
+    worker_id = await register(store)
+    running, final, waiting = ids = await insert(store, 3)
+    await store.claim_tasks(worker_id, [running])
+    await store.cancel_tasks([final])
+    await store.unpublish_tasks(ids)
+
+    assert row(database_url, running)["published_at"] is not None
+    assert row(database_url, final)["published_at"] is not None
+    assert row(database_url, waiting)["published_at"] is None
 
 
 async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore) -> None:
@@ -298,7 +312,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "delete_finished_tasks": (0, 1),
         "get_tasks": ([],),
         "register_worker": ("w", "n", 1),
-        "renew_lease": ("w", {}, 1),
+        "renew_lease": ("w", {"a": 1}, 1),
         "lapse_workers": ("w",),
         "retire_worker": ("w",),
         "forget_workers": ([],),
@@ -309,6 +323,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     for method, arguments in calls.items():
         await getattr(store, method)(*arguments)
 
-    assert asked == {name: {name} for name in store._queries}
+    assert asked.keys() == store._queries.keys()
+    assert all(len(askers) == 1 for askers in asked.values())
+    assert all(asked[method] == {method} for method in calls)
     methods = {name for name in vars(TaskStore) if not name.startswith("_")}
     assert methods - {"close", "longest_statement_seconds", "up_seconds"} == calls.keys()

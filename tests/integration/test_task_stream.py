@@ -423,6 +423,9 @@ class TestOutage:
         assert not stream.is_up
         await eventually(lambda: heals(stream))
         assert ids[0] in await read_all(stream, 1)
+        await stream.read_canceled()
+        await stream.publish_canceled(["a"])
+        assert await stream.read_canceled() == ["a"]
 
     async def test_frozen_server_ends_a_blocked_read(
         self,
