@@ -257,8 +257,9 @@ class TaskService:
 
     async def rescue(self) -> float | None:
         """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
-        # While PostgreSQL was away nobody could renew a lease. Who lives does it first.
-        unsettled = self._lease_seconds / 2 - self._store.up_seconds
+        # While PostgreSQL was away nobody could renew a lease. Who lives has another one for it:
+        # an answer that it still waits for may have to time out first.
+        unsettled = self._lease_seconds - self._store.up_seconds
         if unsettled > 0:
             return unsettled
         listeners = await self._listeners()

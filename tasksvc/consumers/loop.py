@@ -111,8 +111,12 @@ class Loop:
             return 0.0 if done else self._step.pause_seconds
         self._failures += 1
         ceiling = _FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 10)
+        # A lease would not wait for longer than a heartbeat's pause.
+        longest = min(
+            _LONGEST_BACKOFF_SECONDS, self._step.pause_seconds or _LONGEST_BACKOFF_SECONDS
+        )
         self._wake.clear()
-        return min(_LONGEST_BACKOFF_SECONDS, ceiling) * random.uniform(0.5, 1)
+        return min(longest, ceiling) * random.uniform(0.5, 1)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._is_stopping:

@@ -161,15 +161,22 @@ class TaskStore:
         self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float
     ) -> tuple[bool, list[str]]:
         """Whether the worker still is one, and which of its running tasks are no longer its own."""
-        ((is_renewed, lost),) = await self._run(
-            "lease",
-            "renew_lease",
+        renewed = await self._run(
+            "lease", "renew_lease", worker_id=worker_id, lease_seconds=lease_seconds
+        )
+        if not renewed or not attempts:
+            return bool(renewed), []
+        return True, await self.find_lost_tasks(worker_id, attempts)
+
+    async def find_lost_tasks(self, worker_id: str, attempts: Mapping[str, int]) -> list[str]:
+        rows = await self._run(
+            "watch",
+            "find_lost_tasks",
             worker_id=worker_id,
-            lease_seconds=lease_seconds,
             ids=plain_array(attempts),
             attempts=plain_array(attempts.values()),
         )
-        return is_renewed, lost
+        return [id for (id,) in rows]
 
     async def lapse_workers(self, worker_id: str | None) -> Workers:
         """Declares dead whose lease ran out; who else there is, as seen by `worker_id`."""

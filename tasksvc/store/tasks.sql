@@ -160,20 +160,17 @@ VALUES (%(worker_id)s::uuid, %(name)s, clock_timestamp() + make_interval(secs =>
 ON CONFLICT (id) DO NOTHING;
 
 -- renew_lease --
--- One row: whether the worker still is one, and which of the tasks that it runs are no longer its own.
-WITH renewed AS (
-    UPDATE worker SET expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
-    WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL
-    RETURNING id
-)
-SELECT
-    EXISTS (SELECT FROM renewed),
-    ARRAY(
-        SELECT running.id::text FROM unnest(%(ids)s::uuid[], %(attempts)s::int[]) AS running (id, attempt)
-        LEFT JOIN task ON task.id = running.id
-        WHERE (task.status, task.attempt, task.worker_id)
-            IS DISTINCT FROM ('processing'::task_status, running.attempt, %(worker_id)s::uuid)
-    );
+-- No row when the worker was declared dead. A statement of its own: a lease must not wait for a lock on the tasks.
+UPDATE worker SET expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL
+RETURNING id;
+
+-- find_lost_tasks --
+-- No change: which of the tasks that a worker runs are no longer its own.
+SELECT running.id::text FROM unnest(%(ids)s::uuid[], %(attempts)s::int[]) AS running (id, attempt)
+LEFT JOIN task ON task.id = running.id
+WHERE (task.status, task.attempt, task.worker_id)
+    IS DISTINCT FROM ('processing'::task_status, running.attempt, %(worker_id)s::uuid);
 
 -- lapse_workers --
 -- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, the others, and the
