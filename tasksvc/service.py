@@ -312,12 +312,12 @@ class TaskService:
     # The groups: each takes many and gives one result for each.
 
     async def _insert(self, tasks: list[NewTask]) -> list[Task]:
-        inserted = {task.id: task for task in await self._store.insert_tasks(tasks)}
-        missing = [task.id for task in tasks if task.id not in inserted]
-        if missing:  # the answer to a first try was lost
-            inserted.update((task.id, task) for task in await self._store.get_tasks(missing))
+        inserted = await self._store.insert_tasks(tasks)
+        if len(inserted) < len(tasks):  # the answer to a first try was lost
+            found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
+            inserted = [found[task.id] for task in tasks]
         self._publish_soon([task.id for task in tasks if task.is_published])
-        return [inserted[task.id] for task in tasks]
+        return inserted
 
     async def _get(self, ids: list[str]) -> list[Task | None]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}

@@ -13,7 +13,7 @@ FROM unnest(
     %(ids)s::uuid[], %(contents)s::text[], %(max_attempts)s::int[], %(traceparents)s::text[], %(published)s::bool[]
 ) AS new (id, content, max_attempts, traceparent, is_published)
 ON CONFLICT (id) DO NOTHING
-RETURNING id, content, status, created_at, updated_at, error;
+RETURNING id, created_at;
 
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
@@ -74,20 +74,20 @@ WITH result AS (
         %(errors)s::text[]
     ) AS result (id, attempt, status, charge, delay_seconds, error)
 ), held AS (
-    SELECT task.id FROM task JOIN result USING (id, attempt)
+    SELECT task.id, result.status, charge, delay_seconds, result.error FROM task JOIN result USING (id, attempt)
     WHERE task.status = 'processing' ORDER BY task.id FOR UPDATE OF task
 )
 UPDATE task SET
-    status = result.status,
+    status = held.status,
     worker_id = NULL,
-    failures = failures + result.charge,
-    error = result.error::jsonb,
+    failures = failures + held.charge,
+    error = held.error::jsonb,
     updated_at = clock_timestamp(),
-    finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
-    due_at = CASE result.status
-        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => result.delay_seconds) ELSE due_at END,
-    published_at = CASE WHEN result.status <> 'pending' THEN published_at END
-FROM result JOIN held USING (id) WHERE task.id = result.id
+    finished_at = CASE WHEN held.status <> 'pending' THEN clock_timestamp() END,
+    due_at = CASE held.status
+        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => held.delay_seconds) ELSE due_at END,
+    published_at = CASE WHEN held.status <> 'pending' THEN published_at END
+FROM held WHERE task.id = held.id
 RETURNING task.id;
 
 -- find_finished_tasks --
