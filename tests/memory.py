@@ -255,13 +255,16 @@ class MemoryStore(TaskStore):
         if lease is None or lease.is_lapsed:
             return False, []
         lease.expires_at = time.monotonic() + lease_seconds
-        lost = [
+        return True, await self.find_lost_tasks(worker_id, attempts)
+
+    async def find_lost_tasks(self, worker_id: str, attempts: Mapping[str, int]) -> list[str]:
+        self._answer()
+        return [
             id
             for id, attempt in attempts.items()
             if (row := self.rows.get(id)) is None
             or (row.worker_id, row.attempt) != (worker_id, attempt)
         ]
-        return True, lost
 
     async def lapse_workers(self, worker_id: str | None) -> Workers:
         self._answer()

@@ -294,7 +294,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         wanted = set(re.findall(r"%\((\w+)\)s", store._queries[query]))
         assert parameters.keys() == wanted
         assert session in store._sessions
-        width = {"renew_lease": 2, "lapse_workers": 3, "measure": 2}.get(query)
+        width = {"lapse_workers": 3, "measure": 2}.get(query)
         return [({},) * width] if width else []
 
     store._run = run  # type: ignore[method-assign]
@@ -312,7 +312,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "delete_finished_tasks": (0, 1),
         "get_tasks": ([],),
         "register_worker": ("w", "n", 1),
-        "renew_lease": ("w", {"a": 1}, 1),
+        "renew_lease": ("w", {}, 1),
+        "find_lost_tasks": ("w", {}),
         "lapse_workers": ("w",),
         "retire_worker": ("w",),
         "forget_workers": ([],),
@@ -323,8 +324,6 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     for method, arguments in calls.items():
         await getattr(store, method)(*arguments)
 
-    assert asked.keys() == store._queries.keys()
-    assert all(len(askers) == 1 for askers in asked.values())
-    assert all(asked[method] == {method} for method in calls)
+    assert asked == {name: {name} for name in store._queries}
     methods = {name for name in vars(TaskStore) if not name.startswith("_")}
     assert methods - {"close", "longest_statement_seconds", "up_seconds"} == calls.keys()
