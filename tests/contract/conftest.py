@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
+from tests.conftest import database_named
+from tests.harness import query
 from tests.memory import Bell, MemoryStore, MemoryStream
+
+
+@pytest.fixture(scope="session")
+def contract_database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """One database for all, to be emptied: to make one for each test would take much longer."""
+    query(postgres.url, f"CREATE DATABASE contract TEMPLATE {template}")
+    yield database_named(postgres.url, "contract")
+    query(postgres.url, "DROP DATABASE contract WITH (FORCE)")
 
 
 @pytest.fixture(params=["memory", "real"])
 def real_database_url(request: pytest.FixtureRequest) -> str | None:
     """None for the fake."""
-    return None if request.param == "memory" else request.getfixturevalue("database_url")
+    if request.param == "memory":
+        return None
+    url: str = request.getfixturevalue("contract_database_url")
+    query(url, "TRUNCATE task, worker")
+    return url
 
 
 @pytest.fixture(params=["memory", "real"])

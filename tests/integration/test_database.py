@@ -20,12 +20,27 @@ from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavail
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database, Session
+from tests.conftest import database_named
 from tests.harness import eventually, query
 
 GATE = 7
 """The number of an advisory lock that the test holds in its hand."""
 
 WAIT_AT_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE})"
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """One for all: these tests are about connections, and each has its own."""
+    query(postgres.url, f"CREATE DATABASE seam TEMPLATE {template}")
+    yield database_named(postgres.url, "seam")
+    query(postgres.url, "DROP DATABASE seam WITH (FORCE)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_connection_is_lost() -> Iterator[None]:
+    yield
+    gc.collect()  # one that nobody closed says so now
 
 
 @pytest.fixture
@@ -44,8 +59,6 @@ async def open_session() -> AsyncIterator[Callable[[Database], Session]]:
     yield open_session
     for session in sessions:
         await session.close()
-    sessions.clear()
-    gc.collect()  # a connection that nobody closed says so now
 
 
 @pytest.fixture
@@ -100,7 +113,7 @@ class TestRun:
         assert await session.run("SELECT %(a)s, 'x' AS b", {"a": 1}) == [(1, "x")]
 
     async def test_statement_without_rows(self, session: Session) -> None:
-        assert await session.run("CREATE TABLE t (x int)") == []
+        assert await session.run("CREATE TEMPORARY TABLE t (x int)") == []
         assert await session.run("SELECT x FROM t") == []
 
     async def test_callers_of_one_session_take_turns(self, session: Session) -> None:
@@ -123,7 +136,7 @@ class TestRun:
         self, database_url: str, session: Session
     ) -> None:
         await asyncio.gather(*(session.run("SELECT 1") for _ in range(5)))
-        assert connections(database_url) == 1
+        await eventually(lambda: connections(database_url) == 1)
         await session.close()
 
         await eventually(lambda: connections(database_url) == 0)

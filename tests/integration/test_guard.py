@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Iterator
 
 import psycopg2
 import pytest
 
 from tasksvc.domain.task import FINAL, FOLLOWS, Status
+from tasksvc.embedded import EmbeddedPostgres
+from tests.conftest import database_named
 from tests.harness import query
 
 WORKER, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """One for all: each test looks only at the rows that it has made."""
+    query(postgres.url, f"CREATE DATABASE guarded TEMPLATE {template}")
+    yield database_named(postgres.url, "guarded")
+    query(postgres.url, "DROP DATABASE guarded WITH (FORCE)")
 
 
 def insert(url: str, status: Status, id: str | None = None) -> str:
@@ -132,6 +143,6 @@ def test_row_makes_sense(database_url: str, status: Status, change: str) -> None
 def test_refusal_tells_what_was_tried(database_url: str) -> None:
     id = insert(database_url, Status.CANCELED)
     with pytest.raises(psycopg2.errors.CheckViolation) as raised:
-        query(database_url, "UPDATE task SET status = 'completed'")
+        query(database_url, "UPDATE task SET status = 'completed' WHERE id = %s", id)
 
     assert f"task {id}: canceled (attempt 2) -> completed (attempt 2)" in str(raised.value)
