@@ -168,7 +168,7 @@ class Consumer:
 
     def _end(self, run: Run, task: asyncio.Task[Outcome | None]) -> None:
         self._running.remove(run)
-        if task.cancelled():  # before its first step
+        if task.cancelled() or task.exception():  # before its first step, or closed
             outcome = None if run.stop_reason is StopReason.LOST else RELEASED
         else:
             outcome = task.result()

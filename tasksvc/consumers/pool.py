@@ -99,12 +99,13 @@ class ConsumerPool:
             await asyncio.sleep(0.02)
 
     async def _stop_handlers(self) -> None:
-        """Asks the handlers to end; one that ignores it loses its task, which is handed back."""
+        """Asks the handlers to end, and closes those that ignore it."""
         deadline = time.monotonic() + _STEP_SECONDS
         while len(self._running) and time.monotonic() < deadline:
             self._running.stop_all()
             await asyncio.sleep(0.05)
-        await self._wait_until_idle(_STEP_SECONDS if not len(self._running) else 0)
+        self._running.close_all()
+        await self._wait_until_idle(_STEP_SECONDS)
 
     async def _leave(self) -> None:
         try:

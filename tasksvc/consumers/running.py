@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +38,13 @@ class Run:
         if self.task is not None:
             self.task.cancel()
 
+    def close(self) -> None:
+        """Ends a handler that ignores its cancellation, or the process would wait for it."""
+        if self.task is not None:
+            with suppress(RuntimeError):  # one that ignores this too
+                self.task.get_coro().close()
+            self.task.cancel()
+
 
 class Running:
     """All runs of the process, by the id of their task."""
@@ -64,3 +72,7 @@ class Running:
     def stop_all(self) -> None:
         for run in list(self._runs.values()):
             run.stop(StopReason.SHUTDOWN)
+
+    def close_all(self) -> None:
+        for run in list(self._runs.values()):
+            run.close()
