@@ -31,12 +31,13 @@ def run() -> None:
     """Serve, consume, or both. Without DATABASE_URL and REDIS_HOST: on private servers."""
     import uvloop
 
+    from tasksvc.domain.errors import MigrationFailed
     from tasksvc.serve import CannotListen, serve
 
     with _ready() as settings:
         try:
             uvloop.run(serve(settings))
-        except CannotListen as error:
+        except (CannotListen, MigrationFailed) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -46,13 +47,13 @@ def migrate_schema() -> None:
     import uvloop
 
     from tasksvc.app import open_database
-    from tasksvc.domain.errors import Unavailable
+    from tasksvc.domain.errors import MigrationFailed, Unavailable
     from tasksvc.store.migrate import migrate
 
     with _ready(needs_redis=False) as settings:
         try:
             applied = uvloop.run(migrate(open_database(settings)))
-        except Unavailable as error:
+        except (MigrationFailed, Unavailable) as error:
             raise click.ClickException(str(error)) from None
     click.echo("\n".join(applied) if applied else "The schema is up to date.")
 

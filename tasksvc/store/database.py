@@ -16,6 +16,7 @@ import aiopg
 import psycopg2
 import structlog
 from psycopg2 import errorcodes
+from psycopg2.extensions import parse_dsn
 
 from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
 
@@ -59,6 +60,10 @@ class Database:
         self._answered_at = float("-inf")
         self.is_up: bool | None = None
         """Whether PostgreSQL was there when it was last asked; None before the first time."""
+
+    def patient(self, statement_timeout_seconds: float) -> Database:
+        """The same PostgreSQL with another time limit."""
+        return Database(self._url, statement_timeout_seconds=statement_timeout_seconds)
 
     @property
     def longest_statement_seconds(self) -> float:
@@ -131,7 +136,9 @@ class Database:
             "enable_mergejoin": "off",
             "jit": "off",
         }
-        return " ".join(f"-c {name}={value}" for name, value in settings.items())
+        given = parse_dsn(self._url).get("options", "")
+        ours = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        return f"{given} {ours}".strip()
 
 
 class Session:
@@ -242,4 +249,9 @@ def _refuses_all(code: str | None) -> bool:
 def _sentence(error: BaseException) -> str | None:
     """What the server said, in its first line; None when it was not the server."""
     sentence: str | None = getattr(getattr(error, "diag", None), "message_primary", None)
+    # What a server says to a connection that it refuses, psycopg2 has as text alone, behind the
+    # address: 'connection to server at "…" failed: FATAL:  …'.
+    _, is_refusal, refusal = str(error).partition("FATAL:")
+    if sentence is None and is_refusal and isinstance(error, psycopg2.OperationalError):
+        return refusal.strip().splitlines()[0]
     return sentence

@@ -15,6 +15,9 @@ from tasksvc.store.database import Database, Session
 
 log = structlog.get_logger(__name__)
 
+MIGRATION_SECONDS = 3600.0
+"""The time limit of one migration: it may have a large table to go through."""
+
 _HAS_TABLE = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 
 # Of two starters that make the table at the same moment one would fail, so one waits. The number
@@ -37,7 +40,7 @@ async def migrate(database: Database) -> list[str]:
 
     Raises MigrationFailed for one that PostgreSQL does not take, and StoreUnavailable.
     """
-    session = database.session("migrate")
+    session = database.patient(MIGRATION_SECONDS).session("migrate")
     applied = []
     try:
         if not (await session.run(_HAS_TABLE))[0][0]:

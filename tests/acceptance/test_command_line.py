@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from tasksvc import __version__
 from tasksvc.__main__ import main
-from tests.harness import ServiceProcess, clean_environment, eventually, query
+from tests.harness import ROOT, ServiceProcess, clean_environment, eventually, query
 
 Start = Callable[..., ServiceProcess]
 
@@ -290,3 +291,28 @@ async def test_embedded_servers_keep_their_data(tmp_path: Path, free_port: int) 
         assert "[error" not in said()
     finally:
         service.end()
+
+
+@pytest.mark.parametrize("command", ["run", "migrate"])
+async def test_broken_migration_is_one_clear_line(
+    environment: dict[str, str], tmp_path: Path, command: str
+) -> None:
+    broken = tmp_path / "tasksvc" / "migrations" / "0002_broken.sql"
+    shutil.copytree(ROOT / "tasksvc", tmp_path / "tasksvc", symlinks=False)
+    broken.write_text("CREATE TABL x ();")
+    env = environment | {"PYTHONPATH": str(tmp_path)}
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "tasksvc", command],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert done.returncode == 1
+    assert "Error: 0002_broken.sql can't be applied: syntax error" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -479,3 +479,29 @@ async def test_failures_leave_no_connection_behind(database_url: str) -> None:
     gc.collect()
 
     await eventually(lambda: connections(database_url) == 0)
+
+
+async def test_options_of_the_url_are_kept(database_url: str) -> None:
+    session = Database(database_url + "&options=-c%20search_path%3Dmine").session("test")
+    try:
+        assert await session.run("SHOW search_path") == [("mine",)]
+        assert await session.run("SHOW jit") == [("off",)]
+    finally:
+        await session.close()
+
+
+async def test_refused_connection_is_logged_with_the_servers_sentence(database_url: str) -> None:
+    session = Database(database_named(database_url, "nowhere")).session("test")
+
+    with structlog.testing.capture_logs() as events, pytest.raises(StoreUnavailable):
+        await session.run("SELECT 1")
+
+    assert events[-1]["reason"] == 'database "nowhere" does not exist'
+
+
+async def test_patient_database_has_a_limit_of_its_own(database_url: str) -> None:
+    session = Database(database_url).patient(3600).session("test")
+    try:
+        assert await session.run("SHOW statement_timeout") == [("2h",)]
+    finally:
+        await session.close()
