@@ -78,7 +78,7 @@ async def test_cancel_is_final_though_the_service_dies_before_it_answers(
 
 
 async def test_hand_back_survives_death_in_the_middle(start_servant: StartServant) -> None:
-    servant = start_servant(FAILPOINT="after_release", TASKSVC_GRACE_SECONDS=0)
+    servant = start_servant(FAILPOINT="after_finish", TASKSVC_GRACE_SECONDS=0)
     servant.create('{"seconds": 60, "ignores_cancel": true}')
     await eventually(lambda: servant.metric("tasksvc_running") == 1)
     assert servant.stop() == DIED

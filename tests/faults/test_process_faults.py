@@ -171,7 +171,7 @@ async def test_stop_during_the_start(start_servant: StartServant, said: str) -> 
     other.create()
     url = other.env["DATABASE_URL"]
     await eventually(lambda: query(url, ROWS) == [("completed", 1, 0)], 5)
-    await eventually(lambda: len(query(url, "SELECT FROM worker")) == 1, 8)
+    await eventually(lambda: len(query(url, "SELECT id FROM worker")) == 1, 8)
 
 
 async def test_third_signal_ends_it_where_it_stands(start_servant: StartServant) -> None:

@@ -130,7 +130,7 @@ class World:
             TASKSVC_RELAY_SECONDS=0.3,
             TASKSVC_LOST_MARGIN_SECONDS=1,
             TASKSVC_GRACE_SECONDS=GRACE_SECONDS,
-            TASKSVC_STATEMENT_TIMEOUT_SECONDS=2,
+            TASKSVC_STATEMENT_TIMEOUT_SECONDS=LEASE_SECONDS / 2,  # as by default
             **(self.clocks.environment("service") if self.clocks else {}),
         )
         return ServiceProcess(folder, env, [sys.executable, "-m", "tests.faults.servant"])

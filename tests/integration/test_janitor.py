@@ -69,4 +69,4 @@ async def test_tally_is_folded_and_right(worker: Worker, database_url: str) -> N
     for status, tasks in tally:
         folded[status] = folded.get(status, 0) + tasks
     assert folded == dict(counted)
-    assert len(query(database_url, "SELECT FROM task_tally")) <= 10
+    assert len(query(database_url, "SELECT status FROM task_tally")) <= 10
