@@ -302,6 +302,30 @@ async def test_stop_without_postgres_leaves_the_tasks_to_a_rescuer(
     assert rows() == [("processing", 1, 0)]
 
 
+@pytest.mark.slow
+async def test_idle_service_runs_less_than_one_statement_a_second(
+    start_app: StartApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the times that are the default."""
+    count = 0
+    run = TaskStore._run
+
+    async def counting(store: TaskStore, *args: Any, **parameters: Any) -> Any:
+        nonlocal count
+        count += 1
+        return await run(store, *args, **parameters)
+
+    monkeypatch.setattr(TaskStore, "_run", counting)
+    app = await start_app(lease_seconds=10.0, heartbeat_seconds=2.5, relay_seconds=2.5)
+    await process_one(app[SERVICE])
+    started, count = time.monotonic(), 0
+
+    seconds = 7.0
+    await eventually(lambda: time.monotonic() > started + seconds)
+
+    assert 2 <= count <= seconds
+
+
 async def test_everything_that_was_started_is_ended(start_app: StartApp) -> None:
     before = asyncio.all_tasks()
     app = await start_app(workers=3)
