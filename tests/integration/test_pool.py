@@ -121,6 +121,18 @@ async def test_loop_survives_whatever_its_step_raises(error: BaseException) -> N
     assert loop.is_done
 
 
+async def test_failing_step_is_tried_again_within_its_own_pause() -> None:
+    """A lease would run out while its heartbeat backs off for longer."""
+    step = Step(*[Unavailable()] * 20)
+    step.pause_seconds = 0.25
+    loop = Loop(step)
+
+    pauses = [await loop._run_step() for _ in range(20)]
+
+    assert 0 < min(pauses)
+    assert max(pauses) <= 0.25
+
+
 async def test_hung_loop_is_reported(start_app: StartApp) -> None:
     app = await start_app()
     pool = app[POOL]
