@@ -129,7 +129,7 @@ async def test_failing_step_is_tried_again_within_its_own_pause() -> None:
 
     pauses = [await loop._run_step() for _ in range(20)]
 
-    assert 0 < min(pauses)
+    assert min(pauses) > 0
     assert max(pauses) <= 0.25
 
 
