@@ -19,6 +19,7 @@ from psycopg2 import errorcodes
 from psycopg2.extensions import parse_dsn
 
 from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
+from tasksvc.store.queries import Prepared
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,9 @@ _REFUSES_STATEMENT = (
     psycopg2.NotSupportedError,
     psycopg2.InternalError,
 )
+
+_FORGOTTEN = frozenset({errorcodes.INVALID_SQL_STATEMENT_NAME, errorcodes.FEATURE_NOT_SUPPORTED})
+"""A prepared statement is gone, or what it returns was changed by a migration."""
 
 # What aiopg, psycopg2 and uvloop raise when a connection breaks under them.
 _BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, RuntimeError)
@@ -135,6 +139,7 @@ class Database:
             "enable_hashjoin": "off",
             "enable_mergejoin": "off",
             "jit": "off",
+            "plan_cache_mode": "force_generic_plan",
         }
         given = parse_dsn(self._url).get("options", "")
         ours = " ".join(f"-c {name}={value}" for name, value in settings.items())
@@ -150,8 +155,11 @@ class Session:
         self._turn = asyncio.Lock()
         self._connection: aiopg.Connection | None = None
         self._cursor: aiopg.Cursor | None = None
+        self._prepared: set[Prepared] = set()
 
-    async def run(self, query: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+    async def run(
+        self, query: str | Prepared, parameters: Mapping[str, Any] | None = None
+    ) -> list[Row]:
         """The rows of one statement; an empty list for one that has none.
 
         Raises:
@@ -178,13 +186,17 @@ class Session:
         async with self._turn:
             self._drop()
 
-    async def _run_healing(self, query: str, parameters: Mapping[str, Any] | None) -> list[Row]:
+    async def _run_healing(
+        self, query: str | Prepared, parameters: Mapping[str, Any] | None
+    ) -> list[Row]:
         for _ in range(_TRIES - 1):
             was_connected = self._connection is not None
             try:
                 return await self._run(query, parameters)
             except psycopg2.Error as error:
-                if error.pgcode not in _RUN_AGAIN and not (was_connected and self._is_broken()):
+                if error.pgcode in _FORGOTTEN:
+                    self._drop()
+                elif error.pgcode not in _RUN_AGAIN and not (was_connected and self._is_broken()):
                     raise
             except TimeoutError:
                 raise
@@ -194,12 +206,16 @@ class Session:
                 self._drop()
         return await self._run(query, parameters)
 
-    async def _run(self, query: str, parameters: Mapping[str, Any] | None) -> list[Row]:
+    async def _run(self, query: str | Prepared, parameters: Mapping[str, Any] | None) -> list[Row]:
         cursor = await self._open()
+        timeout = self._database.statement_timeout_seconds
         try:
-            await cursor.execute(
-                query, parameters, timeout=self._database.statement_timeout_seconds
-            )
+            if isinstance(query, Prepared):
+                if query not in self._prepared:
+                    await cursor.execute(query.prepare, timeout=timeout)
+                    self._prepared.add(query)
+                query = query.execute
+            await cursor.execute(query, parameters, timeout=timeout)
         except asyncio.CancelledError as error:
             # aiopg turns a statement that the *server* canceled into a CancelledError. Taken for
             # a real one it would end a consumer in silence.
@@ -233,6 +249,7 @@ class Session:
 
     def _drop(self) -> None:
         connection, self._connection, self._cursor = self._connection, None, None
+        self._prepared.clear()
         if connection is not None:
             connection.close()
 

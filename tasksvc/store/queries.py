@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import resources
 
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 _NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 
 
@@ -13,6 +15,25 @@ def load() -> dict[str, str]:
     text = (resources.files("tasksvc.store") / "tasks.sql").read_text("utf-8")
     _, *parts = _NAME.split(text)
     return {name: _statement(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A query that the server plans once for a connection."""
+
+    prepare: str
+    execute: str
+    """Takes the same named parameters as the query."""
+
+    @classmethod
+    def of(cls, name: str, query: str) -> Prepared:
+        parameters = list(dict.fromkeys(_PARAMETER.findall(query)))
+        statement = _PARAMETER.sub(lambda found: f"${parameters.index(found[1]) + 1}", query)
+        values = ", ".join(f"%({parameter})s" for parameter in parameters)
+        return cls(
+            f"PREPARE {name} AS {statement}",
+            f"EXECUTE {name} ({values})" if values else f"EXECUTE {name}",
+        )
 
 
 def _statement(body: str) -> str:

@@ -13,6 +13,7 @@ from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array, text_array
 from tasksvc.store.database import Database, Row
+from tasksvc.store.queries import Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class TaskStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = queries.load()
+        self._prepared = {name: Prepared.of(name, text) for name, text in self._queries.items()}
         self._sessions = {
             name: database.session(name)
             for name in ("insert", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
@@ -65,7 +67,7 @@ class TaskStore:
             await session.close()
 
     async def _run(self, session: str, query: str, **parameters: Any) -> list[Row]:
-        return await self._sessions[session].run(self._queries[query], parameters)
+        return await self._sessions[session].run(self._prepared[query], parameters)
 
     # A task's life.
 

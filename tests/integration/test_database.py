@@ -20,6 +20,7 @@ from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavail
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database, Session
+from tasksvc.store.queries import Prepared
 from tests.conftest import database_named
 from tests.harness import eventually, query
 
@@ -505,3 +506,15 @@ async def test_patient_database_has_a_limit_of_its_own(database_url: str) -> Non
         assert await session.run("SHOW statement_timeout") == [("2h",)]
     finally:
         await session.close()
+
+
+async def test_prepared_statement_that_the_server_forgot_is_prepared_again(
+    session: Session,
+) -> None:
+    echo = Prepared.of("echo", "SELECT %(value)s::int, %(other)s::text, %(value)s::int + 1")
+    parameters = {"value": 1, "other": "a'b"}
+    assert await session.run(echo, parameters) == [(1, "a'b", 2)]
+
+    await session.run("DEALLOCATE ALL")
+
+    assert await session.run(echo, parameters) == [(1, "a'b", 2)]

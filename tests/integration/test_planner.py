@@ -38,10 +38,11 @@ class ExplainingStore(TaskStore):
         self.plans: dict[str, str] = {}
 
     async def _run(self, session: str, query: str, **parameters: Any) -> list[Row]:
-        explain = "EXPLAIN " + self._queries[query]
-        rows = await self._sessions[session].run(explain, parameters)
-        self.plans[query] = "\n".join(line for (line,) in rows)
-        return await super()._run(session, query, **parameters)
+        rows = await super()._run(session, query, **parameters)
+        explain = "EXPLAIN " + self._prepared[query].execute
+        plan = await self._sessions[session].run(explain, parameters)
+        self.plans[query] = "\n".join(line for (line,) in plan)
+        return rows
 
     async def pages(self, query: str, **parameters: Any) -> int:
         """How many pages the statement reads."""
