@@ -20,6 +20,7 @@ import uuid_utils
 
 from tasksvc.domain.errors import (
     LeaseLost,
+    StoreUnavailable,
     StreamUnavailable,
     TaskIsFinal,
     TaskNotFound,
@@ -223,7 +224,14 @@ class TaskService:
         held = self.held
         if self.worker_id is None:
             raise LeaseLost
-        is_renewed, lost = await self._store.renew_lease(self.worker_id, held, self._lease_seconds)
+        try:
+            # A connection that hangs must not cost the lease: there is time for another try.
+            async with asyncio.timeout(self._lease_seconds / 3):
+                is_renewed, lost = await self._store.renew_lease(
+                    self.worker_id, held, self._lease_seconds
+                )
+        except TimeoutError:
+            raise StoreUnavailable from None
         if not is_renewed:
             self.on_lost(list(held))
             raise LeaseLost

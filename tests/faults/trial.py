@@ -13,7 +13,7 @@ from itertools import count
 
 from tests.faults import nemesis
 from tests.faults.chaos import Client
-from tests.faults.checker import Evidence, Operation, Recovery, check
+from tests.faults.checker import Evidence, Operation, Recovery, check, story
 from tests.faults.evidence import drain, gather
 from tests.faults.world import World
 from tests.harness import query
@@ -109,14 +109,23 @@ def recovery(world: World, operations: list[Operation] | None = None) -> float:
     return time.monotonic() - began
 
 
-def workers_lost(evidence: Evidence) -> int:
-    """How many tasks were charged for the death of a worker."""
-    return sum(
-        event.was == "processing"
-        and event.error_type == "WorkerLost"
-        and event.status != "canceled"
+def charge_nobody(evidence: Evidence) -> None:
+    """Fails with the story of the first task that was charged for the death of a worker."""
+    charged = [
+        event.id
         for event in evidence.events
+        if event.was == "processing" and event.error_type == "WorkerLost"
+        if event.status != "canceled"
+    ]
+    assert not charged, "\n".join(
+        [*story(evidence, charged[0]), *map(str, evidence.lapses), *_outages(evidence)]
     )
+
+
+def _outages(evidence: Evidence) -> list[str]:
+    words = ("postgres_", "statement_failed", "lapsed", "registered")
+    lines = [line for line in evidence.logs.splitlines() if any(word in line for word in words)]
+    return lines[-60:]
 
 
 def wait_for(condition: Callable[[], object], within_seconds: float = 20.0) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+import psycopg2
+import pytest
+
 from tasksvc.consumers.heartbeat import Heartbeat
+from tasksvc.domain.errors import StoreUnavailable
 from tasksvc.domain.task import Claim
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Row, Worker
@@ -71,6 +76,46 @@ async def test_handler_of_a_task_that_was_canceled_elsewhere_is_stopped(
     await worker.finisher.run_once()
     assert sorted(rows(), key=str) == [("canceled", 1, 0)] + [("processing", 1, 0)] * 2
     assert first not in worker.service.held
+
+
+async def test_beat_that_hangs_is_given_up_while_there_is_time_for_another(
+    make_worker: MakeWorker, database_url: str
+) -> None:
+    worker = make_worker(lease_seconds=3)
+    await worker.service.register()
+    connection = psycopg2.connect(database_url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM worker FOR UPDATE")
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await Heartbeat(worker.service, 1.0).run_once()
+        assert 0.9 < time.monotonic() - started < 1.5
+    finally:
+        connection.close()
+
+    query(database_url, "UPDATE worker SET expires_at = clock_timestamp()")
+    await Heartbeat(worker.service, 1.0).run_once()
+
+    ((seconds,),) = query(database_url, EXPIRES_IN)
+    assert 2 < seconds <= 3
+
+
+async def test_lock_on_the_tasks_does_not_keep_the_lease_from_being_renewed(
+    make_worker: MakeWorker, database_url: str
+) -> None:
+    worker = await holding(make_worker, 1)
+    query(database_url, "UPDATE worker SET expires_at = clock_timestamp()")
+    connection = psycopg2.connect(database_url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE task")
+        with pytest.raises(StoreUnavailable):
+            await Heartbeat(worker.service, 1.0).run_once()
+        ((seconds,),) = query(database_url, EXPIRES_IN)
+        assert seconds > 2
+    finally:
+        connection.close()
 
 
 async def test_lost_lease_stops_every_handler_and_registers_anew(
