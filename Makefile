@@ -33,7 +33,7 @@ test: $(INSTALLED) prometheus ## the whole suite, on servers of its own
 	$(BIN)/pytest
 
 test-fast: $(INSTALLED) ## the part of the suite that takes under a minute
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 check: lint layers types test ## all that has to be right before a commit lands
 

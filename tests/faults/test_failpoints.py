@@ -12,6 +12,8 @@ from tests.faults.conftest import StartServant
 from tests.faults.servant import DIED
 from tests.harness import ServiceProcess, eventually, query
 
+pytestmark = pytest.mark.slow
+
 Effects = Callable[[], list[dict[str, Any]]]
 
 ROWS = "SELECT status, attempt, failures FROM task"
