@@ -15,6 +15,8 @@ import redis
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.harness import ServiceProcess, eventually, query
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., ServiceProcess]
 
 
@@ -118,7 +120,6 @@ async def test_cancel_stops_the_handler_in_another_process(start_service: Start)
     assert front.task(id)["status"] == "canceled"
 
 
-@pytest.mark.slow
 async def test_killed_service_completes_its_tasks_after_a_restart(start_service: Start) -> None:
     service = start_service(TASK_SIMULATED_SECONDS=0.5)
     ids = [service.create()["id"] for _ in range(10)]
@@ -131,7 +132,6 @@ async def test_killed_service_completes_its_tasks_after_a_restart(start_service:
     assert service.metric("tasksvc_tasks_rescued_total") > 0
 
 
-@pytest.mark.slow
 async def test_tasks_of_a_killed_process_run_again_within_its_lease_and_two_seconds(
     start_service: Start,
 ) -> None:
@@ -148,7 +148,6 @@ async def test_tasks_of_a_killed_process_run_again_within_its_lease_and_two_seco
     assert time.monotonic() - killed_at < lease_seconds + 2
 
 
-@pytest.mark.slow
 async def test_frozen_worker_changes_nothing_when_it_comes_back(start_service: Start) -> None:
     zombie = start_service(TASK_SIMULATED_SECONDS=1)
     id = zombie.create()["id"]

@@ -11,6 +11,8 @@ import pytest
 
 from tests.harness import ServiceProcess, eventually, query
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., ServiceProcess]
 
 TASKS = "SELECT status, attempt, failures FROM task"

@@ -259,6 +259,7 @@ async def test_hurry_cuts_the_grace_short(start_app: StartApp, rows: Rows) -> No
     assert rows() == [("pending", 1, 0)]
 
 
+@pytest.mark.slow
 async def test_handlers_that_ignore_their_cancel_lose_their_tasks(
     start_app: StartApp, rows: Rows
 ) -> None:
@@ -295,6 +296,7 @@ async def test_pool_without_consumers_is_no_worker(start_app: StartApp) -> None:
     assert {loop.name for loop in pool._loops()} == {"relay", "rescuer", "janitor", "watchdog"}
 
 
+@pytest.mark.slow
 async def test_stop_without_postgres_leaves_the_tasks_to_a_rescuer(
     start_app: StartApp, rows: Rows, store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
