@@ -19,6 +19,7 @@ from psycopg2 import errorcodes
 from psycopg2.extensions import parse_dsn
 
 from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
+from tasksvc.store.connection import Connection
 from tasksvc.store.queries import Prepared
 
 log = structlog.get_logger(__name__)
@@ -108,11 +109,11 @@ class Database:
         """A connection of its own, made when it is first needed."""
         return Session(self, name)
 
-    async def connect(self, name: str) -> aiopg.Connection:
+    async def connect(self, name: str) -> Connection:
         """Raises psycopg2.Error, OSError or TimeoutError."""
-        return await aiopg.connect(
+        return await Connection(
             self._url,
-            timeout=CONNECT_TIMEOUT_SECONDS,
+            CONNECT_TIMEOUT_SECONDS,
             enable_hstore=False,  # it costs a query for each connect
             enable_uuid=False,  # ids are text for us
             application_name=f"tasksvc-{os.getpid()}-{name}",
@@ -153,7 +154,7 @@ class Session:
         self._database = database
         self._name = name
         self._turn = asyncio.Lock()
-        self._connection: aiopg.Connection | None = None
+        self._connection: Connection | None = None
         self._cursor: aiopg.Cursor | None = None
         self._prepared: set[Prepared] = set()
 

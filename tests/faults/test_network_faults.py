@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 import pytest
 
+from tasksvc.domain.errors import StoreUnavailable
+from tasksvc.store.database import CONNECT_TIMEOUT_SECONDS, Database
 from tests.faults.conftest import StartServant, proxied_postgres, proxied_redis
 from tests.faults.nemesis import FAULTS
 from tests.faults.proxy import Mode, Proxy
@@ -114,6 +118,27 @@ async def test_half_closed_servers_are_left(
         await eventually(lambda: try_status(service, ids[-1]) == "completed", 5)
 
     await all_ended_once(service, own_postgres.url, ids)
+
+
+async def test_connection_that_is_tried_again_without_tls_is_not_lost_sight_of() -> None:
+    """libpq takes another socket for it, with the number of the first."""
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1000))
+        if len(seen) == 1:
+            writer.write(b"S")  # yes, TLS; and then none
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        session = Database(f"postgresql://x@127.0.0.1:{port}/x?sslmode=prefer").session("test")
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await session.run("SELECT 1")
+    assert len(seen) == 2
+    assert time.monotonic() - started < CONNECT_TIMEOUT_SECONDS / 2
 
 
 REQUEST = (

@@ -67,6 +67,8 @@ def survive(world: World, fault: Callable[[nemesis.Scene], None], name: str) -> 
     recoveries = []
     with clients(world, operations):
         fault(nemesis.Scene(world, random.Random(name)))
+        ended = [each.process.returncode for each in world.services if each.process.poll()]
+        assert not ended, f"a service ended with {ended}"
         nemesis.heal(world)
         recoveries.append(Recovery(name, recovery(world, operations)))
     drain(world, lambda text: None)

@@ -1,0 +1,77 @@
+"""aiopg's connection, watched through a descriptor of our own.
+
+libpq closes its socket when a connection breaks, and takes another one when it tries to connect
+again without TLS. The event loop, which aiopg had told of the first, then waits for nobody, or
+watches what has the same number now: a statement hangs, or libuv aborts the process. A copy of the
+descriptor is closed by nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Any
+from weakref import ReferenceType
+
+import aiopg
+import psycopg2
+
+
+class Connection(aiopg.Connection):
+    """`await Connection(dsn, timeout, **options)` connects."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_connecting = True
+        self._loop.remove_reader(self._conn.fileno())
+        self._fileno = None
+        try:
+            self._watch()
+        except OSError:
+            self._conn.close()
+            raise
+
+    def __await__(self) -> Generator[Any, None, Connection]:
+        return self._connect().__await__()
+
+    async def _connect(self) -> Connection:
+        await super()._connect()
+        self._is_connecting = False
+        return self
+
+    @staticmethod
+    def _ready(weak_self: ReferenceType[Any]) -> None:
+        aiopg.Connection._ready(weak_self)
+        self = weak_self()
+        if self is None:
+            return
+        if self._conn.closed:
+            self._unwatch()
+        elif self._is_connecting and self._has_moved():
+            self._unwatch()
+            self._watch()
+
+    def _close(self) -> None:
+        self._unwatch()
+        super()._close()
+
+    def _watch(self) -> None:
+        self._fileno = os.dup(self._conn.fileno())
+        self._loop.add_reader(self._fileno, self._ready, self._weakref)
+        if self._writing:
+            self._loop.add_writer(self._fileno, self._ready, self._weakref)
+
+    def _unwatch(self) -> None:
+        fileno, self._fileno = self._fileno, None
+        if fileno is not None:
+            self._loop.remove_reader(fileno)
+            self._loop.remove_writer(fileno)
+            os.close(fileno)
+
+    def _has_moved(self) -> bool:
+        """Whether libpq has another socket now; its number may be the same."""
+        with suppress(OSError, psycopg2.Error):
+            if self._fileno is not None:
+                return os.fstat(self._conn.fileno()).st_ino != os.fstat(self._fileno).st_ino
+        return False
