@@ -162,7 +162,7 @@ def _read(env: Env) -> dict[str, Any]:
                 error="Must be above 0, and at most half the lease.",
             ),
         ),
-        "relay_seconds": env.float("TASKSVC_RELAY_SECONDS", 2.5, validate=positive),
+        "relay_seconds": env.float("TASKSVC_RELAY_SECONDS", 3.0, validate=positive),
         "lost_margin_seconds": env.float("TASKSVC_LOST_MARGIN_SECONDS", 5.0, validate=not_negative),
         "grace_seconds": env.float("TASKSVC_GRACE_SECONDS", 20.0, validate=not_negative),
         # Bounds.

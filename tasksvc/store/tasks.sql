@@ -67,27 +67,25 @@ RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
     extract(epoch FROM clock_timestamp() - due_at)::float8;
 
 -- finish_tasks --
--- processing -> completed | failed | pending again. No row when the attempt is no longer the current one.
-WITH result AS (
+-- processing -> completed | failed | pending again. No row when the attempt is no longer the current one. The results
+-- come in the order of their ids, and so are the rows locked.
+UPDATE task SET
+    status = result.status,
+    worker_id = NULL,
+    failures = failures + result.charge,
+    error = result.error::jsonb,
+    updated_at = clock_timestamp(),
+    finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
+    due_at = CASE result.status
+        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => result.delay_seconds) ELSE due_at END,
+    published_at = CASE WHEN result.status <> 'pending' THEN published_at END
+FROM (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[], %(charges)s::int[], %(delays)s::float8[],
         %(errors)s::text[]
-    ) AS result (id, attempt, status, charge, delay_seconds, error)
-), held AS (
-    SELECT task.id, result.status, charge, delay_seconds, result.error FROM task JOIN result USING (id, attempt)
-    WHERE task.status = 'processing' ORDER BY task.id FOR UPDATE OF task
-)
-UPDATE task SET
-    status = held.status,
-    worker_id = NULL,
-    failures = failures + held.charge,
-    error = held.error::jsonb,
-    updated_at = clock_timestamp(),
-    finished_at = CASE WHEN held.status <> 'pending' THEN clock_timestamp() END,
-    due_at = CASE held.status
-        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => held.delay_seconds) ELSE due_at END,
-    published_at = CASE WHEN held.status <> 'pending' THEN published_at END
-FROM held WHERE task.id = held.id
+    ) AS result (id, attempt, status, charge, delay_seconds, error) ORDER BY id
+) AS result
+WHERE task.id = result.id AND task.attempt = result.attempt AND task.status = 'processing'
 RETURNING task.id;
 
 -- find_finished_tasks --

@@ -26,6 +26,8 @@ import tasksvc
 from tasksvc.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, binaries, copies
 from tasksvc.embedded.process import children_of, holders_of
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(tasksvc.__file__).parents[1]
 PATIENCE_SECONDS = 10.0
 UNSAFE = {"fsync": "off"}
