@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -109,7 +109,7 @@ class TaskService:
 
     # For people and programs.
 
-    async def create(self, content: str, traceparent: str | None = None) -> Task:
+    def create(self, content: str, traceparent: str | None = None) -> Awaitable[Task]:
         """The task, committed. The stream is told afterwards, and need not be there.
 
         Raises ContentRefused when the database does not take the content.
@@ -121,7 +121,7 @@ class TaskService:
             traceparent=traceparent,
             is_published=self._stream.is_open,
         )
-        return await self._creates.join(task)
+        return self._creates.join(task)
 
     async def get(self, id: str) -> Task:
         """Raises TaskNotFound."""

@@ -54,7 +54,7 @@ class Progress:
 @click.command()
 @click.option("--seconds", default=2.0, show_default=True, help="How long each measure loads.")
 @click.option("--rounds", default=5, show_default=True, help="How often each is measured.")
-@click.option("--connections", default=64, show_default=True, help="Of the load, kept alive.")
+@click.option("--connections", default=256, show_default=True, help="Of the load, kept alive.")
 def main(seconds: float, rounds: int, connections: int) -> None:
     """Measure the service beside a bare aiohttp echo, on loopback, with servers of its own."""
     signal.signal(signal.SIGTERM, _stop)

@@ -23,6 +23,9 @@ CONTENT_BYTES = 100
 
 _CREATE = post(orjson.dumps({"content": "x" * CONTENT_BYTES}))
 
+_PLACES = 1000
+"""For tasks that a consumer runs at a time: with handlers that take no time, a group's size."""
+
 _READ_IDS = 1000
 """How many tasks are read in turn."""
 
@@ -59,7 +62,9 @@ class Bench:
             )
             self.echo = stack.enter_context(children.echo(self._folder))
             self.taking = stack.enter_context(self.service("taking", workers=0))
-            self.working = stack.enter_context(self.service("working", workers=1))
+            self.working = stack.enter_context(
+                self.service("working", workers=1, TASK_CONSUMER_CONCURRENCY=_PLACES)
+            )
             self._stack = stack.pop_all()
         return self
 

@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from copy import copy
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tasksvc.domain.errors import ContentRefused, Overloaded, StoreUnavailable
 
@@ -22,13 +21,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(slots=True)
-class _Entry(Generic[Item, Result]):
-    """One caller: what it brought, and where it waits."""
+class _Entry(NamedTuple):
+    """One caller: what it brought, and where it waits for the results."""
 
-    items: Sequence[Item]
+    items: Sequence[Any]
     weight: int
-    results: asyncio.Future[Sequence[Result]]
+    results: asyncio.Future[Any]
+    is_one: bool
+    """Its result is the one of its item, rather than a list."""
 
 
 class Group(Generic[Item, Result]):
@@ -55,12 +55,12 @@ class Group(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._weigh = weigh
         self._observe = observe
-        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._weight = 0
         self._writer: asyncio.Task[None] | None = None
 
-    async def join(self, item: Item) -> Result:
-        """The item's result, once its group is committed.
+    def join(self, item: Item) -> asyncio.Future[Result]:
+        """The item's result, once its group is committed. Here, and in the future:
 
         Raises:
             Overloaded: the waiting line is full; nothing was done.
@@ -69,25 +69,29 @@ class Group(Generic[Item, Result]):
         """
         if self._weight >= self._max_waiting:
             raise Overloaded
-        return (await self.join_all((item,)))[0]
+        return self._enter((item,), is_one=True)
 
-    async def join_all(self, items: Sequence[Item]) -> Sequence[Result]:
+    def join_all(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
         """The results of many items, in order; they stay together.
 
         For callers that are bounded by themselves: it never raises Overloaded.
         """
-        weight = len(items) if self._weigh is None else sum(map(self._weigh, items))
-        entry = _Entry(items, weight, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
-        self._weight += entry.weight
-        if self._writer is None:
-            self._start_writer()
-        return await entry.results
+        return self._enter(items, is_one=False)
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
         while self._writer is not None:
             await asyncio.wait([self._writer])
+
+    def _enter(self, items: Sequence[Item], *, is_one: bool) -> asyncio.Future[Any]:
+        weight = len(items) if self._weigh is None else sum(map(self._weigh, items))
+        # A bare future: to resume a coroutine for each caller would cost more than its statement.
+        results: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Entry(items, weight, results, is_one))
+        self._weight += weight
+        if self._writer is None:
+            self._start_writer()
+        return results
 
     def _start_writer(self) -> None:
         # An empty context: the group belongs to none of its callers.
@@ -103,7 +107,7 @@ class Group(Generic[Item, Result]):
             self._start_writer()
 
     async def _write_waiting(self) -> None:
-        group: list[_Entry[Item, Result]] = []
+        group: list[_Entry] = []
         try:
             while self._waiting:
                 group = self._take()
@@ -112,8 +116,8 @@ class Group(Generic[Item, Result]):
             # Whoever still waits now was left by a writer that was killed.
             _fail(group, StoreUnavailable())
 
-    def _take(self) -> list[_Entry[Item, Result]]:
-        group: list[_Entry[Item, Result]] = []
+    def _take(self) -> list[_Entry]:
+        group: list[_Entry] = []
         weight = 0
         while self._waiting and (not group or weight + self._waiting[0].weight <= self._max_size):
             entry = self._waiting.popleft()
@@ -123,7 +127,7 @@ class Group(Generic[Item, Result]):
         self._observe(sum(len(entry.items) for entry in group))
         return group
 
-    async def _commit(self, group: list[_Entry[Item, Result]]) -> None:
+    async def _commit(self, group: list[_Entry]) -> None:
         try:
             results = await self._write([item for entry in group for item in entry.items])
         except ContentRefused as error:
@@ -141,11 +145,11 @@ class Group(Generic[Item, Result]):
             for entry in group:
                 end = start + len(entry.items)
                 if not entry.results.done():
-                    entry.results.set_result(results[start:end])
+                    entry.results.set_result(results[start] if entry.is_one else results[start:end])
                 start = end
 
 
-def _fail(group: list[_Entry[Item, Result]], error: Exception) -> None:
+def _fail(group: list[_Entry], error: Exception) -> None:
     for entry in group:
         if not entry.results.done():
             # A copy for each: a shared exception collects everybody's traceback.

@@ -9,11 +9,11 @@ from http import HTTPStatus
 
 import structlog
 import uuid_utils
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
-from multidict import CIMultiDict, istr
 
 from tasksvc.domain.errors import ContentRefused, TaskIsFinal, TaskNotFound, Unavailable
+from tasksvc.web.answers import X_REQUEST_ID
 from tasksvc.web.keys import METRICS
 from tasksvc.web.problems import Problem, unavailable
 
@@ -25,17 +25,6 @@ _is_logged = logging.getLogger(__name__).isEnabledFor
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-X_REQUEST_ID = istr("X-Request-ID")
-
-HEADERS = CIMultiDict(
-    {
-        hdrs.SERVER: "tasksvc",
-        hdrs.CACHE_CONTROL: "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-)
 
 
 @web.middleware
@@ -50,7 +39,6 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
     except Exception as error:
         response = _problem(error).response()
-    response.headers.extend(HEADERS)
     response.headers[X_REQUEST_ID] = request_id
     _observe(request, response.status, time.perf_counter() - started)
     return response

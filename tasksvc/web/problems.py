@@ -7,7 +7,8 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import web
+
+from tasksvc.web.answers import Answer
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -46,9 +47,9 @@ class Problem(Exception):
             }
         )
 
-    def response(self) -> web.Response:
-        response = web.Response(
-            status=self.status, body=self.body(), headers=self.headers, content_type=MEDIA_TYPE
+    def response(self) -> Answer:
+        response = Answer(
+            self.body(), status=self.status, content_type=MEDIA_TYPE, headers=self.headers
         )
         if self.closes:
             response.force_close()

@@ -84,11 +84,13 @@ def dump_task(task: Task) -> bytes:
     }
     if task.error is not None:
         document["error"] = task.error
-    return orjson.dumps(document)
+    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
 
 
-def _time(moment: datetime) -> str:
+def _time(moment: datetime) -> datetime | str:
     """RFC 3339 in UTC, always with six digits and `Z`. The store's times are in UTC."""
+    if moment.microsecond:
+        return moment  # orjson writes it so, unless all six are zeros
     return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 

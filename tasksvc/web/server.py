@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from tasksvc.web.answers import X_REQUEST_ID
 from tasksvc.web.keys import LIMITS
-from tasksvc.web.middlewares import HEADERS, X_REQUEST_ID
 from tasksvc.web.problems import Problem
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,6 @@ class _RequestHandler(RequestHandler):
             log.debug("Refused", action="refused", request_id=request_id, status=status)
         code = HTTPStatus(status)
         response = Problem(code, code.description or code.phrase, closes=True).response()
-        response.headers.update(HEADERS)
         response.headers[X_REQUEST_ID] = request_id
         return response
 

@@ -74,7 +74,7 @@ async def test_service_survives_the_killing_of_all_its_asyncio_tasks_at_once(
     app = await start_app(workers=2)
     service = app[SERVICE]
     for _ in range(3):
-        creating = [asyncio.create_task(service.create("x")) for _ in range(50)]
+        creating = [asyncio.ensure_future(service.create("x")) for _ in range(50)]
         await asyncio.sleep(0)
         ours = {asyncio.current_task(), *creating}
         for task in asyncio.all_tasks() - ours:

@@ -371,7 +371,7 @@ async def test_lapsed_worker_leaves_the_backlog_to_others(
 async def test_flush_waits_for_what_is_under_way(
     worker: Worker, redis_client: redis.Redis, stream_key: str
 ) -> None:
-    creating = [asyncio.create_task(worker.service.create("x")) for _ in range(300)]
+    creating = [asyncio.ensure_future(worker.service.create("x")) for _ in range(300)]
     await asyncio.sleep(0)
 
     await worker.service.flush()

@@ -50,9 +50,9 @@ async def join_while_busy(
 ) -> list[asyncio.Task[str]]:
     """A caller for each item, all waiting behind a statement for item 0 that is under way."""
     writer.gate.clear()
-    callers = [asyncio.create_task(group.join(0))]
+    callers = [asyncio.ensure_future(group.join(0))]
     await eventually(lambda: writer.groups)
-    callers += [asyncio.create_task(group.join(item)) for item in items]
+    callers += [asyncio.ensure_future(group.join(item)) for item in items]
     await asyncio.sleep(0)
     return callers
 
@@ -151,7 +151,7 @@ async def test_full_line_refuses_and_takes_again_when_there_is_room(writer: Writ
     with pytest.raises(Overloaded):
         await group.join(4)
     # Callers that are bounded by themselves are not refused.
-    bounded = asyncio.create_task(group.join_all([5, 6]))
+    bounded = asyncio.ensure_future(group.join_all([5, 6]))
     writer.gate.set()
 
     assert await bounded == ["wrote 5", "wrote 6"]
@@ -237,7 +237,7 @@ async def test_writer_killed_while_it_looks_for_a_culprit_leaves_nobody_waiting(
         raise AssertionError
 
     group = Group("test", write)
-    callers = [asyncio.create_task(group.join(item)) for item in range(4)]
+    callers = [asyncio.ensure_future(group.join(item)) for item in range(4)]
     await looking.wait()
     kill_writer()
     async with asyncio.timeout(5):
@@ -249,8 +249,7 @@ async def test_writer_killed_while_it_looks_for_a_culprit_leaves_nobody_waiting(
 async def test_writer_killed_before_its_first_step_is_followed_by_another(
     group: Group[int, str], writer: Writer
 ) -> None:
-    caller = asyncio.create_task(group.join(1))
-    await asyncio.sleep(0)
+    caller = asyncio.ensure_future(group.join(1))
     kill_writer()
 
     async with asyncio.timeout(5):
