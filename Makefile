@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run migrate test test-fast chaos check lint types layers format bench prometheus \
+.PHONY: help install run migrate test test-fast chaos check lint types layers format bench test-tools \
         build start stop test-docker clean
 
 help: ## list the targets
@@ -29,13 +29,14 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 # Working on it
 
-test: $(INSTALLED) prometheus ## the whole suite, on servers of its own
-	$(BIN)/pytest
+test: $(INSTALLED) test-tools ## the whole suite, on servers of its own
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(INSTALLED) ## the part of the suite that takes under a minute
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
-check: lint layers types test ## all that has to be right before a commit lands
+check: lint layers types test ## all that has to be right before a commit lands, with a minute of chaos
+	SECONDS=60 $(BIN)/python -m tests.faults.chaos
 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/ruff check .
@@ -57,12 +58,16 @@ chaos: $(INSTALLED) ## break everything, and check the promises: SEED= SECONDS= 
 bench: $(INSTALLED) ## speed, as a ratio to a bare aiohttp echo of the same run
 	$(BIN)/python -m ops.bench
 
-# The monitoring is tested with the real Prometheus. Where it can't be had, its tests are left out, and say so.
-test: export TASKSVC_NO_PROMETHEUS = $(shell command -v prometheus >/dev/null || [ "$$(id -u)" = 0 ] || echo 1)
-prometheus:
-	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo "Installing Debian's prometheus for the tests" && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || true
+# The monitoring is tested with the real Prometheus, and wrong clocks with libfaketime. Where Debian's packages can't be
+# had, their tests are left out, and say so.
+test: export TASKSVC_NO_PROMETHEUS = $(shell command -v prometheus >/dev/null || $(CAN_INSTALL) || echo 1)
+test: export TASKSVC_NO_FAKETIME = $(shell $(HAS_FAKETIME) || $(CAN_INSTALL) || echo 1)
+CAN_INSTALL := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+HAS_FAKETIME := ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1
+test-tools:
+	@{ command -v prometheus >/dev/null && $(HAS_FAKETIME); } || ! $(CAN_INSTALL) || { \
+		echo "Installing Debian's prometheus and libfaketime for the tests" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus libfaketime >/dev/null; }
 
 # Containers
 
