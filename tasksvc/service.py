@@ -79,6 +79,7 @@ class TaskService:
         self._held: dict[str, int] = {}  # id -> attempt; 0 while the claim is under way
         self._doubtful_until = 0.0
         self._must_settle = False
+        self._unasked_at = float("-inf")  # when the workers could not be asked for
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
 
@@ -265,13 +266,17 @@ class TaskService:
 
     async def rescue(self) -> float | None:
         """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
-        # While PostgreSQL was away nobody could renew a lease. Who lives has another one for it:
-        # an answer that it still waits for may have to time out first.
-        unsettled = self._lease_seconds - self._store.up_seconds
-        if unsettled > 0:
-            return unsettled
+        # While PostgreSQL was away, or its workers were locked, nobody could renew a lease. Who
+        # lives has another one for it: an answer that it waits for may have to time out first.
+        settled_seconds = min(self._store.up_seconds, time.monotonic() - self._unasked_at)
+        if settled_seconds < self._lease_seconds:
+            return self._lease_seconds - settled_seconds
         listeners = await self._listeners()
-        workers = await self._store.lapse_workers(self.worker_id)
+        try:
+            workers = await self._store.lapse_workers(self.worker_id)
+        except Unavailable:
+            self._unasked_at = time.monotonic()
+            raise
         if workers.dead:
             log.warning("Workers stopped answering", action="workers_lapsed", workers=workers.dead)
             await self._rescue_tasks(workers.dead)

@@ -172,12 +172,14 @@ WHERE (task.status, task.attempt, task.worker_id)
 
 -- lapse_workers --
 -- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, the others, and the
--- seconds until the next lease of one of those could run out (NULL: nobody else is there).
+-- seconds until the next lease of one of those could run out (NULL: nobody else is there). If it had to wait for a lock
+-- itself it declares nobody dead: their renewals wait for it too.
 WITH other AS (
     SELECT id, lapsed_at, expires_at FROM worker WHERE id IS DISTINCT FROM %(worker_id)s::uuid
 ), lapsed AS (
     UPDATE worker SET lapsed_at = clock_timestamp() FROM other
     WHERE worker.id = other.id AND worker.lapsed_at IS NULL AND worker.expires_at < statement_timestamp()
+      AND clock_timestamp() < statement_timestamp() + interval '1 s'
     RETURNING worker.id
 )
 SELECT

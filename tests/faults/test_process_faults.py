@@ -204,8 +204,8 @@ async def test_process_without_file_descriptors_comes_back(start_servant: StartS
 
     await eventually(lambda: can_create(service), 5)
 
-    url = service.env["DATABASE_URL"]
-    await eventually(lambda: query(url, ROWS) == [("completed", 1, 0)], 5)
+    url = service.env["DATABASE_URL"]  # a create that got no answer may have made a task too
+    await eventually(lambda: set(query(url, ROWS)) == {("completed", 1, 0)}, 5)
 
 
 def can_create(service: ServiceProcess) -> bool:
