@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
 import pytest
 import redis
 
@@ -167,6 +168,46 @@ async def test_nobody_is_charged_before_those_who_live_could_say_so(
     await rescue(rescuer)
 
     assert rows() == [("processing", 1, 0)] * 2
+
+
+async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
+    doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
+) -> None:
+    """Those who live wait for the same lock, to renew their leases."""
+    await rescue(rescuer)  # it has looked before, and its statement is prepared
+    lapse(database_url, doomed.service.worker_id)
+    locking = psycopg2.connect(database_url)
+    try:
+        locking.cursor().execute("LOCK TABLE worker")
+        rescuing = asyncio.create_task(rescue(rescuer))
+        await asyncio.sleep(1.2)  # longer than the statement lets itself be kept waiting
+        assert not rescuing.done()
+    finally:
+        locking.close()
+    await rescuing
+    assert rows() == [("processing", 1, 0)] * 2
+
+    await rescue(rescuer)
+
+    assert rows() == [("pending", 1, 1)] * 2
+
+
+async def test_nobody_is_declared_dead_soon_after_the_workers_could_not_be_asked_for(
+    doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
+) -> None:
+    lapse(database_url, doomed.service.worker_id)
+    query(database_url, "ALTER TABLE worker RENAME TO elsewhere")
+    with pytest.raises(StoreUnavailable):
+        await rescue(rescuer)
+    query(database_url, "ALTER TABLE elsewhere RENAME TO worker")
+
+    assert 0 < (await rescue(rescuer) or 0) <= LEASE_SECONDS
+    assert rows() == [("processing", 1, 0)] * 2
+
+    await asyncio.sleep(LEASE_SECONDS)
+    await rescue(rescuer)
+
+    assert rows() == [("pending", 1, 1)] * 2
 
 
 async def test_half_done_rescue_is_ended_by_the_next(
