@@ -246,16 +246,17 @@ class TaskService:
 
     async def publish_due(self) -> int:
         """Publishes due tasks that are not in the stream; how many."""
+        looked_at = time.monotonic()
         room, oldest_seconds = await self._stream.look()
         if room <= 0:
             return 0
         lost_at = self._stream.lost_at  # it may just have been found
         if lost_at is None:
-            lost_after = oldest_seconds + self._lost_margin_seconds
+            lost_before = looked_at - oldest_seconds - self._lost_margin_seconds
         else:
-            lost_after = time.monotonic() - lost_at
+            lost_before = lost_at
         limit = min(_BATCH, room)
-        ids = await self._store.publish_due_tasks(lost_after, limit)
+        ids = await self._store.publish_due_tasks(lost_before, limit)
         if ids:
             await self._publish(ids)
             self._metrics.tasks_republished.add(len(ids))

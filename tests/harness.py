@@ -22,6 +22,11 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 15.0
 
 
+def ago(seconds: float) -> float:
+    """That moment, as `time.monotonic` tells it."""
+    return time.monotonic() - seconds
+
+
 async def eventually(
     condition: Callable[[], Any | Awaitable[Any]], within_seconds: float = DEADLINE_SECONDS
 ) -> Any:

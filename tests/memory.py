@@ -121,9 +121,9 @@ class MemoryStore(TaskStore):
             if row.status is Status.PENDING:
                 row.published_at = None
 
-    async def publish_due_tasks(self, lost_after_seconds: float, limit: int) -> list[str]:
+    async def publish_due_tasks(self, lost_before: float, limit: int) -> list[str]:
         self._answer()
-        then = datetime.now(UTC) - timedelta(seconds=lost_after_seconds)
+        then = datetime.now(UTC) - timedelta(seconds=time.monotonic() - lost_before)
         due = self._due()
         unpublished = [row for row in due if row.published_at is None]
         lost = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from importlib import resources
 
@@ -34,6 +35,23 @@ class Prepared:
             f"PREPARE {name} AS {statement}",
             f"EXECUTE {name} ({values})" if values else f"EXECUTE {name}",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SecondsSince:
+    """A parameter: the age of a moment (`time.monotonic`), as it is when the statement is sent.
+
+    A statement waits for its session, and perhaps for a connection. An age that was worked out
+    before would mean a later moment. psycopg2 asks for it as it asks `ISQLQuote`.
+    """
+
+    moment: float
+
+    def __conform__(self, protocol: object) -> SecondsSince:
+        return self
+
+    def getquoted(self) -> bytes:
+        return repr(time.monotonic() - self.moment).encode()
 
 
 def _statement(body: str) -> str:

@@ -13,7 +13,7 @@ from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array, text_array
 from tasksvc.store.database import Database, Row
-from tasksvc.store.queries import Prepared
+from tasksvc.store.queries import Prepared, SecondsSince
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,10 @@ class TaskStore:
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
 
-    async def publish_due_tasks(self, lost_after_seconds: float, limit: int) -> list[str]:
+    async def publish_due_tasks(self, lost_before: float, limit: int) -> list[str]:
+        """What nobody published, or somebody before `lost_before` (`time.monotonic`)."""
         rows = await self._run(
-            "duty", "publish_due_tasks", lost_after_seconds=lost_after_seconds, limit=limit
+            "duty", "publish_due_tasks", lost_after_seconds=SecondsSince(lost_before), limit=limit
         )
         return [id for (id,) in rows]
 

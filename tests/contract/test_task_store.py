@@ -14,6 +14,7 @@ from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
 from tasksvc.domain.task import Claim, NewTask, Status, Task
 from tasksvc.store.task_store import TaskStore
+from tests.harness import ago
 
 HOUR = 3600.0
 
@@ -224,7 +225,7 @@ class TestFinish:
         await claim(store, worker_id, id)
         await finish(store, id, 1, RELEASED)
 
-        assert await store.publish_due_tasks(HOUR, 10) == [id]
+        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
         again = await claim(store, worker_id, id)
         assert (again.attempt, again.failures) == (2, 0)
 
@@ -341,7 +342,7 @@ class TestRelease:
         await claim(store, worker_id, id)
         await store.release_tasks(worker_id)
 
-        assert await store.publish_due_tasks(HOUR, 10) == [id]
+        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
 
 
 class TestRescue:
@@ -353,7 +354,7 @@ class TestRescue:
 
         assert await store.rescue_tasks([dead], 10) == [(ids[0], Status.PENDING)]
         assert await store.rescue_tasks([dead], 10) == []
-        assert await store.publish_due_tasks(HOUR, 10) == [ids[0]]
+        assert await store.publish_due_tasks(ago(HOUR), 10) == [ids[0]]
         again = await claim(store, living, ids[0])
         assert (again.attempt, again.failures) == (2, 1)
         task = await get(store, ids[0])
@@ -447,14 +448,14 @@ class TestPublish:
     async def test_unpublished_tasks_are_published_once(self, store: TaskStore) -> None:
         ids = await insert(store, 3, is_published=False)
 
-        assert sorted(await store.publish_due_tasks(HOUR, 10)) == ids
-        assert await store.publish_due_tasks(HOUR, 10) == []
+        assert sorted(await store.publish_due_tasks(ago(HOUR), 10)) == ids
+        assert await store.publish_due_tasks(ago(HOUR), 10) == []
 
     async def test_backlog_is_left_and_what_is_older_was_lost(self, store: TaskStore) -> None:
         (id,) = await insert(store)
 
-        assert await store.publish_due_tasks(HOUR, 10) == []
-        assert await store.publish_due_tasks(0, 10) == [id]
+        assert await store.publish_due_tasks(ago(HOUR), 10) == []
+        assert await store.publish_due_tasks(ago(0), 10) == [id]
 
     async def test_scheduled_task_is_left_until_it_is_due(self, store: TaskStore) -> None:
         worker_id = await register(store)
@@ -462,7 +463,7 @@ class TestPublish:
         await claim(store, worker_id, id)
         await finish(store, id, 1, outcome.retried(ERROR, HOUR))
 
-        assert await store.publish_due_tasks(0, 10) == []
+        assert await store.publish_due_tasks(ago(0), 10) == []
 
     async def test_running_and_final_tasks_are_left(self, store: TaskStore) -> None:
         worker_id = await register(store)
@@ -471,19 +472,19 @@ class TestPublish:
         await store.cancel_tasks([canceled])
         await store.unpublish_tasks([running, canceled])
 
-        assert await store.publish_due_tasks(0, 10) == []
+        assert await store.publish_due_tasks(ago(0), 10) == []
 
     async def test_unpublished_again(self, store: TaskStore) -> None:
         (id,) = await insert(store)
         await store.unpublish_tasks([id])
 
-        assert await store.publish_due_tasks(HOUR, 10) == [id]
+        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
 
     async def test_step_is_bounded(self, store: TaskStore) -> None:
         await insert(store, 3, is_published=False)
 
-        assert len(await store.publish_due_tasks(HOUR, 2)) == 2
-        assert len(await store.publish_due_tasks(HOUR, 2)) == 1
+        assert len(await store.publish_due_tasks(ago(HOUR), 2)) == 2
+        assert len(await store.publish_due_tasks(ago(HOUR), 2)) == 1
 
 
 class TestDelete:

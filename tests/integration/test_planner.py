@@ -16,7 +16,7 @@ from tasksvc.domain.task import NewTask
 from tasksvc.store import queries
 from tasksvc.store.database import Database, Row
 from tasksvc.store.task_store import TaskStore
-from tests.harness import eventually, query
+from tests.harness import ago, eventually, query
 
 FINISHED = 50_000
 
@@ -67,7 +67,7 @@ async def live(store: TaskStore) -> None:
     await store.register_worker(worker_id, "w", 60)
     await store.insert_tasks([NewTask(id, "x", 3, None, True) for id in ids])
     await store.unpublish_tasks(ids[:20])
-    await store.publish_due_tasks(60, 100)
+    await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)
     await store.claim_tasks(worker_id, ids[:100])
     finishes = [Finish(id, 1, COMPLETED) for id in ids[:50]]

@@ -292,3 +292,19 @@ async def test_relays_of_many_processes_publish_each_task_once(
 
     ids = [task.id for task in tasks]
     assert Counter(published(redis_client, stream_key)) == dict.fromkeys(ids, 1)
+
+
+async def test_look_that_waits_for_its_statement_takes_nothing_new_for_lost(
+    worker: Worker, store: TaskStore
+) -> None:
+    """What is lost was published before the look, however late PostgreSQL is asked."""
+    await notice_loss(worker.stream, seconds_ago=0)
+    session = store._sessions["duty"]
+    async with session._turn:
+        looking = asyncio.create_task(worker.service.publish_due())
+        await eventually(lambda: session._turn._waiters)
+        await worker.create()
+        await worker.service.flush()
+        await asyncio.sleep(0.3)  # the task is older now than the loss was at the look
+
+    assert await looking == 0

@@ -19,7 +19,7 @@ from tasksvc.domain.task import NewTask, Status
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
-from tests.harness import eventually, query
+from tests.harness import ago, eventually, query
 
 WORKERS = 20
 
@@ -195,11 +195,11 @@ async def test_groups_in_opposite_orders_do_not_deadlock(
 async def test_two_relays_publish_each_task_once(stores: list[TaskStore]) -> None:
     ids = await insert(stores[0], 50)
     await stores[0].unpublish_tasks(ids)
-    published = await asyncio.gather(*(store.publish_due_tasks(3600, 20) for store in stores))
+    published = await asyncio.gather(*(store.publish_due_tasks(ago(3600), 20) for store in stores))
 
     told = [id for each in published for id in each]
     assert len(told) == len(set(told))
-    while more := await stores[0].publish_due_tasks(3600, 20):
+    while more := await stores[0].publish_due_tasks(ago(3600), 20):
         told += more
     assert sorted(told) == ids
 
@@ -270,7 +270,7 @@ async def test_lost_and_unpublished_are_told_apart_from_the_backlog(
         young,
     )
 
-    assert set(await store.publish_due_tasks(30, 10)) == {lost, unpublished}
+    assert set(await store.publish_due_tasks(ago(30), 10)) == {lost, unpublished}
 
 
 async def test_only_what_waits_is_unpublished(database_url: str, store: TaskStore) -> None:
