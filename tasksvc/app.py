@@ -36,7 +36,6 @@ from tasksvc.web import routes
 from tasksvc.web.health import Health
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.limits import Limits
-from tasksvc.web.middlewares import answer
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +53,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
         settings, service, stream, metrics, handler or simulated(settings.simulated_seconds)
     )
 
-    app = web.Application(middlewares=[answer], client_max_size=settings.max_body_bytes)
+    app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
     app[SERVICE] = service
     app[POOL] = pool

@@ -141,6 +141,7 @@ class Metrics:
         self._event_loop_lag_seconds = self._gauge(
             "tasksvc_event_loop_lag_seconds", "How late the event loop was at its last tick"
         )
+        self.set_event_loop_lag(0.0)  # it ticks every second
         self._resident_memory_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory size in bytes"
         )

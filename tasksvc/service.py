@@ -39,6 +39,11 @@ _BATCH = 1000
 """Tasks in one step of what is not bounded by a group: a publication, a rescue, a clean-up."""
 
 
+_CLAIM_SECONDS = 1.0
+"""By then a consumer has claimed what it was given, or it never was given it."""
+
+_LONG_AGO = -1e9
+
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
 
@@ -80,6 +85,8 @@ class TaskService:
         self._doubtful_until = 0.0
         self._must_settle = False
         self._unasked_at = float("-inf")  # when the workers could not be asked for
+        self._look = (_LONG_AGO, _LONG_AGO)
+        self._lost_before = _LONG_AGO
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
 
@@ -250,13 +257,12 @@ class TaskService:
         room, oldest_seconds = await self._stream.look()
         if room <= 0:
             return 0
+        self._remember_look(looked_at, oldest_seconds)
         lost_at = self._stream.lost_at  # it may just have been found
-        if lost_at is None:
-            lost_before = looked_at - oldest_seconds - self._lost_margin_seconds
-        else:
-            lost_before = lost_at
         limit = min(_BATCH, room)
-        ids = await self._store.publish_due_tasks(lost_before, limit)
+        ids = await self._store.publish_due_tasks(
+            self._lost_before if lost_at is None else lost_at, limit
+        )
         if ids:
             await self._publish(ids)
             self._metrics.tasks_republished.add(len(ids))
@@ -374,6 +380,14 @@ class TaskService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    def _remember_look(self, looked_at: float, oldest_seconds: float) -> None:
+        """What was published before the oldest entry that waits was given to a consumer, or lost.
+        Which of the two, an earlier look tells: what was given out by then is claimed by now."""
+        earlier, given_before = self._look
+        if looked_at - earlier >= _CLAIM_SECONDS:
+            self._lost_before = given_before
+            self._look = looked_at, looked_at - oldest_seconds - self._lost_margin_seconds
 
     async def _settle(self) -> None:
         """Has the claims' group hand back what the database says that this worker holds, and it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from tasksvc.web.answering import answer
 from tasksvc.web.answers import X_REQUEST_ID
 from tasksvc.web.keys import LIMITS
 from tasksvc.web.problems import Problem
@@ -22,7 +24,7 @@ _CLIENTS_OWN = (ConnectionError, HttpProcessingError, web.RequestPayloadError)
 
 
 class _RequestHandler(RequestHandler):
-    """Answers what never reaches a middleware, such as a header that is too long, like all else."""
+    """Answers what never reaches `answer`, such as a header that is too long, like all else."""
 
     def handle_error(
         self,
@@ -55,12 +57,13 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs an application. Bodies come as they are sent: nothing is decompressed for a client."""
+    """Runs an application, with `answer` around it. Bodies come as they are sent: nothing is
+    decompressed for a client."""
 
     def __init__(self, app: web.Application, *, keepalive_seconds: float) -> None:
         super().__init__(
             app,
-            access_log=None,  # the middleware says it, with the request's id
+            access_log=None,  # `answer` says it, with the request's id
             auto_decompress=False,
             keepalive_timeout=keepalive_seconds,
             # After an answer the rest of a body has as much time as the whole had.
@@ -70,13 +73,9 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-
-        async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            try:
-                return await server.request_handler(request)
-            except web.HTTPException as error:  # an Expect that nobody knows
-                return request.protocol.handle_error(request, exc=error)
-
         return _Server(
-            handle, request_factory=server.request_factory, loop=server._loop, **server._kwargs
+            partial(answer, handler=server.request_handler),
+            request_factory=server.request_factory,
+            loop=server._loop,
+            **server._kwargs,
         )

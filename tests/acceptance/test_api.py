@@ -12,12 +12,13 @@ from uuid import UUID, uuid4
 
 import psycopg2
 import pytest
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
 
 from tasksvc.app import create_app
 from tasksvc.domain.task import Claim
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.settings import Settings
+from tasksvc.web.server import Runner
 from tests.harness import ServiceProcess, eventually, query
 from tests.wire import Wire, assert_problem, assert_safe_headers, post, request, talk
 
@@ -162,13 +163,20 @@ async def test_time_without_a_fraction_has_six_digits(shared_service: ServicePro
     assert task["updated_at"] == "1999-12-31T00:00:00.000000Z"
 
 
+class Served(TestServer):
+    """Our own server around the application."""
+
+    async def _make_runner(self, **kwargs: Any) -> Runner:
+        return Runner(self.app, keepalive_seconds=10)
+
+
 async def test_failed_task_tells_its_error_after_the_five_keys(
     settings: Settings, aiohttp_client: Callable[..., Awaitable[TestClient]]
 ) -> None:
     async def fail(claim: Claim) -> None:
         raise ValueError("no such thing")
 
-    client = await aiohttp_client(create_app(settings, fail))
+    client = await aiohttp_client(Served(create_app(settings, fail)))
     async with client.post("/task", json={"content": "x"}) as response:
         id = (await response.json())["id"]
 

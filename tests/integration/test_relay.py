@@ -55,6 +55,15 @@ async def backlog(store: TaskStore, stream: TaskStream, size: int) -> list[str]:
     return ids
 
 
+def grow_old(client: redis.Redis, key: str, database_url: str, id: str) -> None:
+    """The one task has waited for a minute, in the table and in the stream."""
+    seconds, _ = client.time()
+    client.delete(key)
+    client.xgroup_create(key, "tasksvc", id="0", mkstream=True)
+    client.xadd(key, {"id": id}, id=f"{(seconds - 60) * 1000}-0")
+    query(database_url, AGE)
+
+
 def published(client: redis.Redis, key: str) -> Sequence[str]:
     return [fields["id"] for _, fields in client.xrange(key)]
 
@@ -95,24 +104,43 @@ async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     redis_client.xgroup_create(stream_key, "tasksvc", id="0", mkstream=True)
     redis_client.xadd(stream_key, {"id": kept.id})
 
-    assert await Relay(worker.service, 1.0).run_once() == 2
+    assert await eventually(Relay(worker.service, 1.0).run_once) == 2
 
     assert Counter(published(redis_client, stream_key)) == {lost.id: 1, kept.id: 2}
 
 
-async def test_long_backlog_holds_the_watermark_back(
+async def test_what_a_consumer_is_just_claiming_is_not_lost(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
-    """What waits in the stream as long as it waits in the table is not taken for lost."""
+    """The last of a backlog: nothing waits any more, and it is old and pending still."""
     await sweep(worker.service)  # the group is new
-    seconds, _ = redis_client.time()
     task = await worker.create()
-    redis_client.delete(stream_key)
-    redis_client.xgroup_create(stream_key, "tasksvc", id="0", mkstream=True)
-    redis_client.xadd(stream_key, {"id": task.id}, id=f"{(seconds - 60) * 1000}-0")
-    query(database_url, AGE)
+    grow_old(redis_client, stream_key, database_url, task.id)
+    assert await worker.service.publish_due() == 0
+    redis_client.xreadgroup("tasksvc", "somebody", {stream_key: ">"})
 
-    assert await sweep(worker.service) == [0]
+    assert await worker.service.publish_due() == 0
+
+    assert await eventually(worker.service.publish_due) == 1, "it was given out, and not claimed"
+
+
+async def test_long_backlog_holds_the_watermark_back(
+    make_worker: MakeWorker,
+    redis_client: redis.Redis,
+    stream_key: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits in the stream as long as it waits in the table is not taken for lost."""
+    former = make_worker()
+    await sweep(former.service)  # the group is new
+    task = await former.create()
+    grow_old(redis_client, stream_key, database_url, task.id)
+    monkeypatch.setattr("tasksvc.service._CLAIM_SECONDS", 0)
+
+    worker = make_worker()
+    for _ in range(3):
+        assert await sweep(worker.service) == [0]
 
     assert redis_client.xlen(stream_key) == 1
 

@@ -24,7 +24,6 @@ from tasksvc.domain.task import Status
 from tasksvc.metrics import Metrics
 from tasksvc.web.keys import LIMITS, METRICS
 from tasksvc.web.limits import Limits
-from tasksvc.web.middlewares import answer
 from tasksvc.web.problems import Problem, unavailable
 from tasksvc.web.server import Runner
 from tests.wire import Answer, assert_problem, request, talk
@@ -65,7 +64,7 @@ async def port() -> AsyncIterator[int]:
     async def fail(request: web.Request) -> web.Response:
         raise ERRORS[request.match_info["name"]]
 
-    app = web.Application(middlewares=[answer])
+    app = web.Application()
     app[METRICS] = Metrics("test")
     app[LIMITS] = Limits(max_body_bytes=1000, body_timeout_seconds=1)
     app.router.add_get("/{name}", fail)
