@@ -28,7 +28,7 @@ class OwnerLock:
             os.close(descriptor)
             raise EmbeddedError(
                 f"{self._path.parent} is in use by process {owner}:"
-                " stop that one first, or choose another state folder"
+                " stop that one first, or choose another folder (TASKSVC_STATE_DIR)"
             )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

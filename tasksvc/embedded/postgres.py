@@ -112,7 +112,7 @@ class EmbeddedPostgres(Server):
             raise EmbeddedError(
                 f"{data} holds data of PostgreSQL {written_by or '(unknown)'}, and the programs"
                 f" are PostgreSQL {major}: set TASKSVC_PG_BIN to the older programs, or choose"
-                " another state folder, or move these data away"
+                " another folder (TASKSVC_STATE_DIR), or move these data away"
             )
 
     def _initialize(self, account: Account) -> None:

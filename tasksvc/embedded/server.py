@@ -67,8 +67,8 @@ class Server(ABC):
             self._start()
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(
-                f"{self.title} did not start: {error}: choose another state folder, or point"
-                " tasksvc to a running server"
+                f"{self.title} did not start: {error}: choose another folder"
+                " (TASKSVC_STATE_DIR), or point tasksvc to a running server"
             ) from error
 
     def stop(self) -> None:
@@ -146,7 +146,7 @@ class Server(ABC):
         elif self.home.stat().st_uid != account.uid:
             raise EmbeddedError(
                 f"{self.home} belongs to user {self.home.stat().st_uid}, from a start by root:"
-                " choose another state folder, or remove this one as root"
+                " choose another folder (TASKSVC_STATE_DIR), or remove this one as root"
             )
 
     def _launch(self, account: Account) -> None:
@@ -209,7 +209,7 @@ class Server(ABC):
         if not self._lifeline.seize(GONE_SECONDS):
             raise EmbeddedError(
                 f"Processes of an earlier {self.title} still use {self.home}:"
-                " end them, or choose another state folder"
+                " end them, or choose another folder (TASKSVC_STATE_DIR)"
             )
 
 

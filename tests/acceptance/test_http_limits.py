@@ -274,6 +274,27 @@ async def test_http_1_0_is_answered_and_closed(port: int) -> None:
         assert wire.is_closed()
 
 
+async def test_http_1_0_that_asks_for_it_is_kept_alive_and_told_so(port: int) -> None:
+    with Wire(port) as wire:
+        for _ in range(2):
+            wire.send(request("GET", "/health", "Connection: keep-alive", version="HTTP/1.0"))
+            answer = wire.answer()
+
+            assert answer is not None
+            assert answer.status == 200
+            assert answer.headers["connection"] == "keep-alive"
+
+
+async def test_client_that_asks_to_close_is_told_so_and_closed(port: int) -> None:
+    with Wire(port) as wire:
+        wire.send(request("GET", "/health", "Connection: close"))
+        answer = wire.answer()
+
+        assert answer is not None
+        assert answer.headers["connection"] == "close"
+        assert wire.is_closed()
+
+
 async def test_upgrade_is_declined(port: int) -> None:
     for protocol in ("websocket", "h2c"):
         sent = request("GET", "/health", "Connection: Upgrade", f"Upgrade: {protocol}")
