@@ -239,18 +239,12 @@ async def test_http_ops_has_no_tasks_and_port_0_takes_any(
         service.end()
 
 
-async def test_state_folder_that_cannot_be_is_one_line_with_its_variable(tmp_path: Path) -> None:
+def test_state_folder_that_cannot_be_is_one_line_with_its_variable(
+    tasksvc: Tasksvc, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
-    env = clean_environment(TASKSVC_STATE_DIR=tmp_path / "file")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "tasksvc", "run"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = tasksvc("run", DATABASE_URL="", TASKSVC_STATE_DIR=tmp_path / "file")
 
     assert done.returncode == 1
     assert "TASKSVC_STATE_DIR" in done.stderr.splitlines()[-1]
