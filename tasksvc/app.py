@@ -119,7 +119,7 @@ def _pool(
     handler: Handler,
 ) -> ConsumerPool:
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
-    executor = Executor(handler, retry, metrics)
+    executor = Executor(handler, retry, metrics, max_result_bytes=settings.max_result_bytes)
     running = Running()
     service.on_lost = running.stop
     consumers = [

@@ -96,6 +96,7 @@ class Settings:
     max_attempts: int
     retry_base_seconds: float
     retry_max_seconds: float
+    max_result_bytes: int
     retention_seconds: float
     """0 keeps final tasks for ever."""
 
@@ -149,6 +150,7 @@ def _read(env: Env) -> dict[str, Any]:
         "max_attempts": env.int("TASK_MAX_ATTEMPTS", 3, validate=Range(1, 1000)),
         "retry_base_seconds": env.float("TASK_RETRY_BASE_SECONDS", 1.0, validate=not_negative),
         "retry_max_seconds": env.float("TASK_RETRY_MAX_SECONDS", 300.0, validate=not_negative),
+        "max_result_bytes": env.int("TASK_MAX_RESULT_BYTES", 65_536, validate=Range(min=1)),
         "retention_seconds": env.float("TASK_RETENTION_SECONDS", 0.0, validate=not_negative),
         # The duties.
         "lease_seconds": lease,

@@ -6,6 +6,7 @@ They are honest: tests/contract asks them the same questions as the real ones.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,10 +39,17 @@ class Row:
     updated_at: datetime | None = None
     finished_at: datetime | None = None
     error: dict[str, Any] | None = None
+    result: str | None = None
 
     def task(self) -> Task:
         return Task(
-            self.id, self.content, self.status, self.created_at, self.updated_at, self.error
+            self.id,
+            self.content,
+            self.status,
+            self.created_at,
+            self.updated_at,
+            self.error,
+            None if self.result is None else json.loads(self.result),
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -179,6 +187,7 @@ class MemoryStore(TaskStore):
             row.move(outcome.status)
             row.failures += int(outcome.is_charged)
             row.error = outcome.error
+            row.result = outcome.result
             if outcome.status is Status.PENDING:
                 row.put_back(outcome.delay_seconds)
             written.append(row.id)

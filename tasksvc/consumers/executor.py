@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import orjson
 import structlog
 
 from tasksvc.consumers.running import Run, StopReason
+from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
-from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.retry import RetryPolicy, describe
 from tasksvc.handlers import Handler
 from tasksvc.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 
+class ResultRefused(Exception):
+    """What a handler returned can't be kept. Another attempt would return the like."""
+
+
 class Executor:
     """Knows the handler, and what follows a failure."""
 
-    def __init__(self, handler: Handler, retry: RetryPolicy, metrics: Metrics) -> None:
+    def __init__(
+        self, handler: Handler, retry: RetryPolicy, metrics: Metrics, *, max_result_bytes: int
+    ) -> None:
         self._handler = handler
         self._retry = retry
+        self._max_result_bytes = max_result_bytes
         self._observe = metrics.task_processing_duration
 
     async def execute(self, run: Run) -> Outcome | None:
@@ -31,17 +41,28 @@ class Executor:
         structlog.contextvars.bind_contextvars(task_id=run.claim.id, attempt=run.claim.attempt)
         started = time.perf_counter()
         try:
-            await self._handler(run.claim)
+            result = await self._handler(run.claim)
         except BaseException as error:
             return self._after(error, run)
         else:
-            return COMPLETED
+            return COMPLETED if result is None else self._completed(result, run)
         finally:
             self._observe(time.perf_counter() - started)
+
+    def _completed(self, result: Any, run: Run) -> Outcome:
+        try:
+            encoded = orjson.dumps(result)
+            if len(encoded) <= self._max_result_bytes:
+                return outcome.completed(encoded.decode())
+            reason = f"The result has more than {self._max_result_bytes} bytes."
+        except TypeError:  # its text may hold the value
+            reason = "The result is not JSON."
+        log.warning("Result refused", action="result_refused", reason=reason)
+        return outcome.failed(describe(ResultRefused(reason), run.claim.attempt))
 
     def _after(self, error: BaseException, run: Run) -> Outcome | None:
         if run.stop_reason is not None:  # whatever it made of its cancellation
             return None if run.stop_reason is StopReason.LOST else RELEASED
-        outcome = self._retry.after_failure(run.claim, error)
-        log.warning("Handler failed", action="handler_failed", then=outcome.status, exc_info=error)
-        return outcome
+        then = self._retry.after_failure(run.claim, error)
+        log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)
+        return then

@@ -18,13 +18,20 @@ class Outcome:
     delay_seconds: float = 0.0
     """How long a task that is `pending` again waits for its next attempt."""
     error: dict[str, Any] | None = None
+    result: str | None = None
+    """What the handler returned, as JSON; None when it returned nothing."""
 
 
 COMPLETED = Outcome(Status.COMPLETED)
-"""The handler returned."""
+"""The handler returned nothing, and has done its work."""
 
 RELEASED = Outcome(Status.PENDING)
 """Handed back at shutdown: it starts elsewhere at once, and nobody is charged."""
+
+
+def completed(result: str) -> Outcome:
+    """The handler returned this, as JSON."""
+    return Outcome(Status.COMPLETED, result=result)
 
 
 def failed(error: dict[str, Any]) -> Outcome:

@@ -49,6 +49,9 @@ class Task(NamedTuple):
     created_at: datetime
     updated_at: datetime | None
     error: dict[str, Any] | None
+    """Of the last attempt, if it failed."""
+    result: Any = None
+    """What its handler returned, as JSON has it."""
 
     @property
     def is_final(self) -> bool:

@@ -123,6 +123,7 @@ class TaskStore:
                 None if outcome.error is None else orjson.dumps(outcome.error).decode()
                 for outcome in outcomes
             ),
+            results=text_array(outcome.result for outcome in outcomes),
         )
         return [id for (id,) in rows]
 
@@ -217,8 +218,8 @@ _STATUS = {status.value: status for status in Status}
 """Status(word) takes five times as long."""
 
 
-def _task(id: str, content: str, status: str, created_at: Any, updated_at: Any, error: Any) -> Task:
-    return Task(id, content, _STATUS[status], created_at, updated_at, error)
+def _task(id: str, content: str, status: str, *others: Any) -> Task:
+    return Task(id, content, _STATUS[status], *others)
 
 
 def _attempts(finishes: Sequence[Finish]) -> dict[str, str]:

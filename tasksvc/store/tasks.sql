@@ -74,6 +74,7 @@ UPDATE task SET
     worker_id = NULL,
     failures = failures + result.charge,
     error = result.error::jsonb,
+    result = result.returned::json,
     updated_at = clock_timestamp(),
     finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
     due_at = CASE result.status
@@ -82,8 +83,8 @@ UPDATE task SET
 FROM (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[], %(charges)s::int[], %(delays)s::float8[],
-        %(errors)s::text[]
-    ) AS result (id, attempt, status, charge, delay_seconds, error) ORDER BY id
+        %(errors)s::text[], %(results)s::text[]
+    ) AS result (id, attempt, status, charge, delay_seconds, error, returned) ORDER BY id
 ) AS result
 WHERE task.id = result.id AND task.attempt = result.attempt AND task.status = 'processing'
 RETURNING task.id;
@@ -115,7 +116,7 @@ WITH live AS (
 UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
-RETURNING task.id, content, status, created_at, updated_at, error, live.worker_id;
+RETURNING task.id, content, status, created_at, updated_at, error, result, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -150,7 +151,7 @@ DELETE FROM task WHERE id IN (
 RETURNING id;
 
 -- get_tasks --
-SELECT id, content, status, created_at, updated_at, error FROM task WHERE id = ANY(%(ids)s::uuid[]);
+SELECT id, content, status, created_at, updated_at, error, result FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- register_worker --
 INSERT INTO worker (id, name, expires_at)

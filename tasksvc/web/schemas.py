@@ -74,7 +74,7 @@ def load_task_id(text: str) -> str:
 
 
 def dump_task(task: Task) -> bytes:
-    """A task as JSON: its five first keys always, and its error when it has one."""
+    """A task as JSON: its five first keys always, and its error or result when it has one."""
     document: dict[str, Any] = {
         "id": task.id,
         "content": task.content,
@@ -84,6 +84,8 @@ def dump_task(task: Task) -> bytes:
     }
     if task.error is not None:
         document["error"] = task.error
+    if task.result is not None:
+        document["result"] = task.result
     return orjson.dumps(document, option=orjson.OPT_UTC_Z)
 
 

@@ -207,7 +207,18 @@ class TestFinish:
 
         assert await finish(store, id, 1, COMPLETED) == [id]
         task = await get(store, id)
-        assert (task.status, task.error) == (Status.COMPLETED, None)
+        assert (task.status, task.error, task.result) == (Status.COMPLETED, None, None)
+
+    @pytest.mark.parametrize(
+        "text", ["0", '""', '"nul \\u0000, {quotes} \\" and \\\\"', '{"b": 1, "a": [null, "ü😀"]}']
+    )
+    async def test_result_comes_back_as_it_was(self, store: TaskStore, text: str) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await finish(store, id, 1, outcome.completed(text))
+
+        assert json.dumps((await get(store, id)).result) == json.dumps(json.loads(text))
 
     async def test_retried_is_charged_and_due_again(self, store: TaskStore) -> None:
         worker_id = await register(store)

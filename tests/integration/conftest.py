@@ -45,7 +45,7 @@ class Worker:
         self.metrics = metrics
         self.running = Running()
         service.on_lost = self.running.stop
-        executor = Executor(handler, RetryPolicy(0, 0), metrics)
+        executor = Executor(handler, RetryPolicy(0, 0), metrics, max_result_bytes=1000)
         self.consumer = Consumer(1, places, service, stream, executor, self.running)
         self.finisher = self.consumer._finisher
 

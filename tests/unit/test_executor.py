@@ -10,7 +10,7 @@ import structlog
 
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.running import Run, StopReason
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
@@ -22,7 +22,7 @@ def make_run(*, failures: int = 0) -> Run:
 
 
 def make_executor(handler: Handler, metrics: Metrics) -> Executor:
-    return Executor(handler, RetryPolicy(0.0, 0.0), metrics)
+    return Executor(handler, RetryPolicy(0.0, 0.0), metrics, max_result_bytes=20)
 
 
 def raises(error: BaseException) -> Handler:
@@ -68,6 +68,33 @@ async def test_whatever_a_handler_raises_is_a_failure_of_its_own(
     assert result.is_charged
     assert result.error is not None
     assert result.error["type"] == type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [(0, "0"), ("", '""'), ({"a": [1, None]}, '{"a":[1,null]}'), ("x" * 18, f'"{"x" * 18}"')],
+)
+async def test_what_a_handler_returns_is_the_result(
+    metrics: Metrics, result: Any, text: str
+) -> None:
+    async def handler(claim: Claim) -> Any:
+        return result
+
+    assert await make_executor(handler, metrics).execute(make_run()) == completed(text)
+
+
+@pytest.mark.parametrize("result", ["x" * 19, object(), {1: 2}, 2**70, "\ud800", {"a": b"x"}])
+async def test_result_that_cannot_be_kept_fails_for_good(metrics: Metrics, result: Any) -> None:
+    async def handler(claim: Claim) -> Any:
+        return result
+
+    refused = await make_executor(handler, metrics).execute(make_run())
+
+    assert refused is not None
+    assert (refused.status, refused.is_charged) == (Status.FAILED, True)
+    assert refused.error is not None
+    assert refused.error["type"] == "ResultRefused"
+    assert refused.error["message"].startswith("The result ")
 
 
 async def test_last_failure_is_final(metrics: Metrics) -> None:

@@ -69,6 +69,7 @@ def test_defaults(read: Read) -> None:
         ("TASKSVC_HTTP", "http", "Off", "off"),
         ("TASKSVC_REDIS_PREFIX", "redis_prefix", "p", "p"),
         ("TASKSVC_STATE_DIR", "state_dir", "/x", Path("/x")),
+        ("TASK_MAX_RESULT_BYTES", "max_result_bytes", "10", 10),
         ("TASKSVC_PG_BIN", "pg_bin", "/x", Path("/x")),
         ("TASKSVC_REDIS_SERVER", "redis_server", "/x", Path("/x")),
         ("TASK_CONSUMER_WORKERS", "workers", "0", 0),
