@@ -126,8 +126,10 @@ def _pool(
         Consumer(number, settings.concurrency, service, stream, executor, running)
         for number in range(1, settings.workers + 1)
     ]
+    relay = Loop(Relay(service, settings.relay_seconds))
+    service.on_due_in = relay.wake_in
     duties = [
-        Loop(Relay(service, settings.relay_seconds)),
+        relay,
         Loop(Rescuer(service, settings.lease_seconds)),
         Loop(Janitor(service, settings.retention_seconds)),
     ]

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -27,7 +28,15 @@ from tasksvc.domain.errors import (
     Unavailable,
 )
 from tasksvc.domain.outcome import Finish
-from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
+from tasksvc.domain.task import (
+    NO_OPTIONS,
+    Canceled,
+    Claim,
+    NewTask,
+    Options,
+    Status,
+    Task,
+)
 from tasksvc.metrics import Metrics
 from tasksvc.store.group import Group
 from tasksvc.store.task_store import TaskStore
@@ -46,6 +55,11 @@ _LONG_AGO = -1e9
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
+
+
+def _seconds(since: datetime, until: datetime | None) -> float:
+    """0 for a moment that has passed, or is none."""
+    return 0.0 if until is None else max(0.0, (until - since).total_seconds())
 
 
 def _weight(task: NewTask) -> int:
@@ -85,10 +99,13 @@ class TaskService:
         self._doubtful_until = 0.0
         self._must_settle = False
         self._unasked_at = float("-inf")  # when the workers could not be asked for
+        self.next_due_seconds: float | None = None
         self._look = (_LONG_AGO, _LONG_AGO)
         self._lost_before = _LONG_AGO
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
+        self.on_due_in: Callable[[float], object] = lambda seconds: None
+        """Told that a task will have to be published after so many seconds."""
 
         self._to_publish: deque[str] = deque()
         self._publisher: asyncio.Task[None] | None = None
@@ -97,6 +114,13 @@ class TaskService:
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
         self._creates: Group[NewTask, Task] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
+        )
+        self._special_creates: Group[NewTask, Task] = Group(
+            "special",
+            self._insert_special,
+            observe=metrics.group_size("special"),
+            weigh=_weight,
+            **bounds,
         )
         self._gets: Group[str, Task | None] = Group(
             "get",
@@ -115,9 +139,20 @@ class TaskService:
             "finish", self._finish, observe=metrics.group_size("finish"), **bounds
         )
 
+        self._groups: tuple[Group[Any, Any], ...] = (
+            self._creates,
+            self._special_creates,
+            self._gets,
+            self._cancels,
+            self._claims,
+            self._finishes,
+        )
+
     # For people and programs.
 
-    def create(self, content: str, traceparent: str | None = None) -> Awaitable[Task]:
+    def create(
+        self, content: str, traceparent: str | None = None, options: Options = NO_OPTIONS
+    ) -> Awaitable[Task]:
         """The task, committed. The stream is told afterwards, and need not be there.
 
         Raises ContentRefused when the database does not take the content.
@@ -125,11 +160,15 @@ class TaskService:
         task = NewTask(
             id=str(uuid_utils.uuid7()),
             content=content,
-            max_attempts=self._max_attempts,
+            max_attempts=options.max_attempts or self._max_attempts,
             traceparent=traceparent,
-            is_published=self._stream.is_open,
+            # The relay publishes what has to wait for its time.
+            is_published=self._stream.is_open and not options.waits,
+            options=options,
         )
-        return self._creates.join(task)
+        if options == NO_OPTIONS:
+            return self._creates.join(task)
+        return self._special_creates.join(task)
 
     async def get(self, id: str) -> Task:
         """Raises TaskNotFound."""
@@ -209,6 +248,8 @@ class TaskService:
         for finish, is_written in zip(finishes, written, strict=True):
             self.drop(finish.id)
             self._count(finish, is_written)
+            if finish.outcome.status is Status.PENDING:
+                self.on_due_in(finish.outcome.delay_seconds)
 
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""
@@ -252,7 +293,11 @@ class TaskService:
         return len(lost)
 
     async def publish_due(self) -> int:
-        """Publishes due tasks that are not in the stream; how many."""
+        """Publishes due tasks that are not in the stream, and fails those that expired; how many.
+
+        Afterwards `next_due_seconds` tells when there could be more.
+        """
+        self.next_due_seconds = None
         looked_at = time.monotonic()
         room, oldest_seconds = await self._stream.look()
         if room <= 0:
@@ -260,16 +305,19 @@ class TaskService:
         self._remember_look(looked_at, oldest_seconds)
         lost_at = self._stream.lost_at  # it may just have been found
         limit = min(_BATCH, room)
-        ids = await self._store.publish_due_tasks(
+        due = await self._store.publish_due_tasks(
             self._lost_before if lost_at is None else lost_at, limit
         )
-        if ids:
-            await self._publish(ids)
-            self._metrics.tasks_republished.add(len(ids))
-            log.info("Published again", action="republished", tasks=len(ids))
-        if len(ids) < limit and lost_at is not None and self._stream.lost_at == lost_at:
+        for id in due.expired:
+            log.warning("Expired", action="expired", task_id=id)
+        if due.ids:
+            await self._publish(due.ids)
+            self._metrics.tasks_republished.add(len(due.ids))
+            log.info("Published again", action="republished", tasks=len(due.ids))
+        if len(due.ids) < limit and lost_at is not None and self._stream.lost_at == lost_at:
             self._stream.lost_at = None
-        return len(ids)
+        self.next_due_seconds = due.next_seconds
+        return len(due.ids) + len(due.expired)
 
     async def rescue(self) -> float | None:
         """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
@@ -322,7 +370,7 @@ class TaskService:
 
     async def flush(self) -> None:
         """Waits until every group is written and every publication is tried."""
-        for group in (self._creates, self._gets, self._cancels, self._claims, self._finishes):
+        for group in self._groups:
             await group.drain()
         while self._publisher is not None:
             await asyncio.wait([self._publisher])
@@ -337,6 +385,19 @@ class TaskService:
             found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
             inserted = [found[task.id] for task in tasks]
         self._publish_soon([task.id for task in tasks if task.is_published])
+        return inserted
+
+    async def _insert_special(self, tasks: list[NewTask]) -> list[Task]:
+        inserted = await self._store.insert_special_tasks(tasks)
+        if len(inserted) < len(tasks):  # the answer to a first try was lost
+            found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
+            inserted = [found[task.id] for task in tasks]
+        self._publish_soon([task.id for task in tasks if task.is_published])
+        for new, task in zip(tasks, inserted, strict=True):
+            if new.options.waits:
+                self.on_due_in(_seconds(task.created_at, task.run_at))
+            if task.expires_at is not None:
+                self.on_due_in(_seconds(task.created_at, task.expires_at))
         return inserted
 
     async def _get(self, ids: list[str]) -> list[Task | None]:
@@ -432,7 +493,7 @@ class TaskService:
         self._publisher = None
         self._publish_soon([])  # what one that was killed has left
 
-    async def _publish(self, ids: list[str]) -> None:
+    async def _publish(self, ids: Sequence[str]) -> None:
         """Puts the ids into the stream, and leaves to the relay what does not go in."""
         published = 0
         try:

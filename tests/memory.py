@@ -16,7 +16,7 @@ from typing import Any
 from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import FINAL, Canceled, Claim, NewTask, Status, Task
-from tasksvc.store.task_store import Measures, TaskStore, Workers
+from tasksvc.store.task_store import Due, Measures, TaskStore, Workers
 from tasksvc.stream.keys import consumer_name, worker_of
 from tasksvc.stream.task_stream import Entry, TaskStream
 
@@ -40,6 +40,8 @@ class Row:
     finished_at: datetime | None = None
     error: dict[str, Any] | None = None
     result: str | None = None
+    timeout_seconds: float | None = None
+    expires_at: datetime | None = None
 
     def task(self) -> Task:
         return Task(
@@ -50,6 +52,9 @@ class Row:
             self.updated_at,
             self.error,
             None if self.result is None else json.loads(self.result),
+            self.due_at if self.status is Status.PENDING and not self.is_due() else None,
+            self.timeout_seconds,
+            self.expires_at,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -60,6 +65,9 @@ class Row:
 
     def is_due(self) -> bool:
         return self.status is Status.PENDING and self.due_at <= datetime.now(UTC)
+
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
 
     def put_back(self, delay_seconds: float = 0.0) -> None:
         self.due_at = datetime.now(UTC) + timedelta(seconds=delay_seconds)
@@ -129,8 +137,28 @@ class MemoryStore(TaskStore):
             if row.status is Status.PENDING:
                 row.published_at = None
 
-    async def publish_due_tasks(self, lost_before: float, limit: int) -> list[str]:
+    async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
+        inserted = await self.insert_tasks(tasks)
+        for row, options in [(self.rows[task.id], task.options) for task in tasks]:
+            row.timeout_seconds = options.timeout_seconds
+            row.expires_at = options.expires_at
+            row.due_at = options.run_at or row.due_at + timedelta(
+                seconds=options.delay_seconds or 0
+            )
+        return [self.rows[task.id].task() for task in inserted]
+
+    async def publish_due_tasks(self, lost_before: float, limit: int) -> Due:
         self._answer()
+        expired = [
+            row for row in self.rows.values() if row.status is Status.PENDING and row.is_expired()
+        ][:limit]
+        for row in expired:
+            row.move(Status.FAILED)
+            row.error = {
+                "type": "Expired",
+                "message": "It could not start in time.",
+                "attempt": row.attempt,
+            }
         then = datetime.now(UTC) - timedelta(seconds=time.monotonic() - lost_before)
         due = self._due()
         unpublished = [row for row in due if row.published_at is None]
@@ -142,14 +170,23 @@ class MemoryStore(TaskStore):
         found = unpublished[:limit] + lost[:limit]
         for row in found:
             row.published_at = datetime.now(UTC)
-        return [row.id for row in found]
+        now = datetime.now(UTC)
+        pending = [row for row in self.rows.values() if row.status is Status.PENDING]
+        times = [row.due_at for row in pending if row.published_at is None and row.due_at > now]
+        times += [row.expires_at for row in pending if row.expires_at is not None]
+        return Due(
+            [row.id for row in found],
+            [row.id for row in expired],
+            (min(times) - now).total_seconds() if times else None,
+        )
 
     async def find_due_tasks(self, limit: int) -> list[str]:
         self._answer()
         return [row.id for row in self._due()[:limit]]
 
     def _due(self) -> list[Row]:
-        return sorted(filter(Row.is_due, self.rows.values()), key=lambda row: row.due_at)
+        due = [row for row in self.rows.values() if row.is_due() and not row.is_expired()]
+        return sorted(due, key=lambda row: row.due_at)
 
     async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         rows = self._rows(ids)
@@ -157,7 +194,7 @@ class MemoryStore(TaskStore):
             return []
         claims = []
         for row in rows:
-            if row.is_due():
+            if row.is_due() and not row.is_expired():
                 row.attempt += 1
             elif row.worker_id != worker_id:
                 continue
@@ -172,6 +209,7 @@ class MemoryStore(TaskStore):
                     row.content,
                     row.traceparent,
                     waited_seconds,
+                    row.timeout_seconds,
                 )
             )
         return claims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,7 +12,8 @@ import structlog
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
-from tasksvc.domain.retry import RetryPolicy, describe
+from tasksvc.domain.retry import RetryPolicy, TimedOut, describe
+from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler
 from tasksvc.metrics import Metrics
 
@@ -41,13 +43,24 @@ class Executor:
         structlog.contextvars.bind_contextvars(task_id=run.claim.id, attempt=run.claim.attempt)
         started = time.perf_counter()
         try:
-            result = await self._handler(run.claim)
+            result = await self._run(run.claim)
         except BaseException as error:
             return self._after(error, run)
         else:
             return COMPLETED if result is None else self._completed(result, run)
         finally:
             self._observe(time.perf_counter() - started)
+
+    async def _run(self, claim: Claim) -> Any:
+        if claim.timeout_seconds is None:
+            return await self._handler(claim)
+        try:
+            async with asyncio.timeout(claim.timeout_seconds) as limit:
+                return await self._handler(claim)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the handler's own
+            raise TimedOut(f"It ran for longer than {claim.timeout_seconds:g} s.") from error
 
     def _completed(self, result: Any, run: Run) -> Outcome:
         try:

@@ -48,6 +48,7 @@ class Loop:
         self._ticked_at = time.monotonic()
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_stalled(self) -> bool:
@@ -67,6 +68,18 @@ class Loop:
     def wake(self) -> None:
         """The next step comes without a pause."""
         self._wake.set()
+
+    def wake_in(self, seconds: float) -> None:
+        """The next step comes after so long at the latest."""
+        if seconds >= self._step.pause_seconds:
+            return  # it comes round before
+        loop = asyncio.get_running_loop()
+        moment = loop.time() + max(0.0, seconds)
+        if self._alarm is not None and not self._alarm.cancelled():
+            if loop.time() < self._alarm.when() <= moment:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(moment, self.wake)
 
     def ask_to_stop(self) -> None:
         """The step under way is the last."""

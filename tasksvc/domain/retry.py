@@ -14,6 +14,25 @@ MESSAGE_LENGTH = 500
 """Characters of an exception's message that are kept with the task."""
 
 
+class Retry(Exception):
+    """Raised by a handler: it failed, and wants to be tried again after so long.
+
+    It counts as a failure like any other. Without `after_seconds` the usual backoff holds.
+    """
+
+    def __init__(self, message: str = "", *, after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.after_seconds = after_seconds
+
+
+class Permanent(Exception):
+    """Raised by a handler: it failed, and another attempt would fail like it."""
+
+
+class TimedOut(Exception):
+    """It ran for longer than it may."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Exponential backoff with full jitter, between bounds.
@@ -29,8 +48,10 @@ class RetryPolicy:
         """What an attempt that raised `error` comes to."""
         described = describe(error, claim.attempt)
         failures = claim.failures + 1
-        if failures >= claim.max_attempts:
+        if failures >= claim.max_attempts or isinstance(error, Permanent):
             return outcome.failed(described)
+        if isinstance(error, Retry) and error.after_seconds is not None:
+            return outcome.retried(described, max(0.0, error.after_seconds))
         return outcome.retried(described, self.delay_seconds(failures))
 
     def delay_seconds(self, failures: int) -> float:

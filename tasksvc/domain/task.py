@@ -52,10 +52,35 @@ class Task(NamedTuple):
     """Of the last attempt, if it failed."""
     result: Any = None
     """What its handler returned, as JSON has it."""
+    run_at: datetime | None = None
+    """When a pending task starts, or tries again; None when it may start now."""
+    timeout_seconds: float | None = None
+    expires_at: datetime | None = None
 
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
+
+
+class Options(NamedTuple):
+    """What a client may ask for beside the content; None is the default."""
+
+    max_attempts: int | None = None
+    timeout_seconds: float | None = None
+    """How long one run of the handler may take."""
+    delay_seconds: float | None = None
+    run_at: datetime | None = None
+    """Not to start before. Aware. Given instead of `delay_seconds`."""
+    expires_at: datetime | None = None
+    """Not to start at or after. Aware."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it does not start at once."""
+        return bool(self.delay_seconds or self.run_at)
+
+
+NO_OPTIONS = Options()
 
 
 class NewTask(NamedTuple):
@@ -67,6 +92,7 @@ class NewTask(NamedTuple):
     traceparent: str | None
     is_published: bool
     """The stream is open and will be told. False leaves the publication to the relay."""
+    options: Options = NO_OPTIONS
 
 
 class Claim(NamedTuple):
@@ -81,6 +107,7 @@ class Claim(NamedTuple):
     traceparent: str | None
     waited_seconds: float
     """From due to claimed, by PostgreSQL's clock."""
+    timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

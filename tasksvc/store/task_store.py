@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
 from tasksvc.store import queries
@@ -27,6 +28,18 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """What the relay has to do, and when it has to look again."""
+
+    ids: Sequence[str]
+    """To be published now."""
+    expired: Sequence[str]
+    """Failed just now, since they could not start in time."""
+    next_seconds: float | None
+    """Until the next task could be due or expire; None when none waits for its time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Workers:
     """The other workers, by their ids."""
 
@@ -34,6 +47,9 @@ class Workers:
     living: Sequence[str]
     next_seconds: float | None
     """Until the next lease could run out; None when nobody lives."""
+
+
+_SESSIONS = ("insert", "special", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
 
 
 class TaskStore:
@@ -47,10 +63,7 @@ class TaskStore:
         self._database = database
         self._queries = queries.load()
         self._prepared = {name: Prepared.of(name, text) for name, text in self._queries.items()}
-        self._sessions = {
-            name: database.session(name)
-            for name in ("insert", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
-        }
+        self._sessions = {name: database.session(name) for name in _SESSIONS}
 
     @property
     def longest_statement_seconds(self) -> float:
@@ -93,15 +106,36 @@ class TaskStore:
             if task.id in created
         ]
 
+    async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
+        """The same for tasks that have options."""
+        rows = await self._run("special", "insert_special_tasks", tasks=_documents(tasks))
+        found = {id: (created_at, run_at) for id, created_at, run_at in rows}
+        return [
+            Task(
+                task.id,
+                task.content,
+                Status.PENDING,
+                found[task.id][0],
+                None,
+                None,
+                run_at=found[task.id][1],
+                timeout_seconds=task.options.timeout_seconds,
+                expires_at=task.options.expires_at,
+            )
+            for task in tasks
+            if task.id in found
+        ]
+
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
 
-    async def publish_due_tasks(self, lost_before: float, limit: int) -> list[str]:
-        """What nobody published, or somebody before `lost_before` (`time.monotonic`)."""
-        rows = await self._run(
+    async def publish_due_tasks(self, lost_before: float, limit: int) -> Due:
+        """What nobody published, or somebody before `lost_before` (`time.monotonic`); and fails
+        what expired."""
+        ((ids, expired, next_seconds),) = await self._run(
             "duty", "publish_due_tasks", lost_after_seconds=SecondsSince(lost_before), limit=limit
         )
-        return [id for (id,) in rows]
+        return Due(ids, expired, next_seconds)
 
     async def find_due_tasks(self, limit: int) -> list[str]:
         return [id for (id,) in await self._run("duty", "find_due_tasks", limit=limit)]
@@ -220,6 +254,15 @@ _STATUS = {status.value: status for status in Status}
 
 def _task(id: str, content: str, status: str, *others: Any) -> Task:
     return Task(id, content, _STATUS[status], *others)
+
+
+def _documents(tasks: Sequence[NewTask]) -> str:
+    """The tasks as a JSON array, each with the columns that it has."""
+    documents = [{**task.options._asdict(), **task._asdict(), "options": None} for task in tasks]
+    try:
+        return orjson.dumps(documents).decode()
+    except TypeError:  # half a surrogate pair
+        raise ContentRefused from None
 
 
 def _attempts(finishes: Sequence[Finish]) -> dict[str, str]:

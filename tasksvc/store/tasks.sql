@@ -15,6 +15,19 @@ FROM unnest(
 ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at;
 
+-- insert_special_tasks --
+-- (nothing) -> pending, for tasks with options.
+INSERT INTO task (id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at)
+SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
+    coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
+    timeout_seconds, expires_at
+FROM json_to_recordset(%(tasks)s::json) AS new (
+    id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
+    run_at timestamptz, timeout_seconds float8, expires_at timestamptz
+)
+ON CONFLICT (id) DO NOTHING
+RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
+
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
 UPDATE task SET published_at = NULL
@@ -23,25 +36,54 @@ WHERE id IN (SELECT id FROM task WHERE id = ANY(%(ids)s::uuid[]) AND status = 'p
 -- publish_due_tasks --
 -- pending stays pending: due tasks that are not in the stream, to be published now. Either nobody has published them
 -- yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
-WITH unpublished AS (
+-- pending -> failed: those that did not start before they expired.
+-- One row: the ids to publish, those that expired, and the seconds until the next could be due or expire (NULL: none).
+WITH expired AS (
+    UPDATE task SET
+        status = 'failed', updated_at = clock_timestamp(), finished_at = clock_timestamp(),
+        error = jsonb_build_object('type', 'Expired', 'message', 'It could not start in time.', 'attempt', attempt)
+    WHERE id IN (
+        SELECT id FROM task
+        WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
+          AND expires_at <= statement_timestamp()
+        ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id
+), unpublished AS (
     SELECT id FROM task
     WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
+      AND (expires_at IS NULL OR expires_at > statement_timestamp())
     ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), lost AS (
     SELECT id FROM task
     WHERE finished_at IS NULL AND status = 'pending'
       AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
       AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+      AND (expires_at IS NULL OR expires_at > statement_timestamp())
     ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), published AS (
+    UPDATE task SET published_at = clock_timestamp()
+    WHERE id IN (SELECT id FROM unpublished UNION ALL SELECT id FROM lost)
+    RETURNING id
 )
-UPDATE task SET published_at = clock_timestamp()
-WHERE id IN (SELECT id FROM unpublished UNION ALL SELECT id FROM lost)
-RETURNING id;
+SELECT
+    ARRAY(SELECT id::text FROM published),
+    ARRAY(SELECT id::text FROM expired),
+    extract(epoch FROM least(
+        (SELECT due_at FROM task
+         WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND due_at > statement_timestamp()
+         ORDER BY due_at LIMIT 1),
+        (SELECT expires_at FROM task
+         WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
+           AND expires_at > statement_timestamp()
+         ORDER BY expires_at LIMIT 1)
+    ) - statement_timestamp())::float8;
 
 -- find_due_tasks --
 -- No change: what a consumer may claim when there is no stream to tell it.
 SELECT id FROM task
 WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
+  AND (expires_at IS NULL OR expires_at > statement_timestamp())
 ORDER BY due_at LIMIT %(limit)s;
 
 -- claim_tasks --
@@ -54,6 +96,7 @@ WITH holder AS (
     SELECT task.id, task.status FROM task, holder
     WHERE task.id = ANY(%(ids)s::uuid[])
       AND (task.status = 'pending' AND task.due_at <= statement_timestamp()
+             AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
            OR task.status = 'processing' AND task.worker_id = holder.id)
     ORDER BY task.id FOR UPDATE OF task SKIP LOCKED
 )
@@ -64,7 +107,7 @@ UPDATE task SET
     updated_at = clock_timestamp()
 FROM wanted WHERE task.id = wanted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds;
 
 -- finish_tasks --
 -- processing -> completed | failed | pending again. No row when the attempt is no longer the current one. The results
@@ -116,7 +159,8 @@ WITH live AS (
 UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
-RETURNING task.id, content, status, created_at, updated_at, error, result, live.worker_id;
+RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
+    live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -151,7 +195,9 @@ DELETE FROM task WHERE id IN (
 RETURNING id;
 
 -- get_tasks --
-SELECT id, content, status, created_at, updated_at, error, result FROM task WHERE id = ANY(%(ids)s::uuid[]);
+SELECT id, content, status, created_at, updated_at, error, result,
+    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at
+FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- register_worker --
 INSERT INTO worker (id, name, expires_at)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
+from marshmallow.validate import Range
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import Task
+from tasksvc.domain.task import NO_OPTIONS, Options, Task
 from tasksvc.web.problems import Problem
 
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
+MAX_SECONDS = 366 * 86_400.0
 
 _HEX = "[0-9a-fA-F]"
 _UUID = re.compile(f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}")
@@ -26,16 +28,48 @@ def _without_nul(value: str) -> None:
         raise ValidationError("Must not contain NUL.")
 
 
+class _Moment(fields.AwareDateTime):
+    """RFC 3339, with its offset from UTC; at most as far away as PostgreSQL can think."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
+        moment: datetime = super()._deserialize(value, *args, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            raise self.make_error("invalid", input=value, obj_type=self.OBJ_TYPE) from None
+
+
 class TaskCreate(Schema):
     """The body of `POST /task`."""
 
     content = fields.String(required=True, validate=_without_nul)
+    max_attempts = fields.Integer(strict=True, validate=Range(1, 1000))
+    timeout_seconds = fields.Float(validate=Range(0, MAX_SECONDS, min_inclusive=False))
+    delay_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
+    run_at = _Moment(format="iso")
+    expires_at = _Moment(format="iso")
+
+    @validates_schema
+    def _one_start(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "run_at" in data and "delay_seconds" in data:
+            raise ValidationError("Give run_at or delay_seconds, not both.", "run_at")
+
+    @post_load
+    def _order(self, data: dict[str, Any], **kwargs: Any) -> TaskOrder:
+        return TaskOrder(data.pop("content"), Options(**data))
+
+
+class TaskOrder(NamedTuple):
+    """What a client asks for."""
+
+    content: str
+    options: Options = NO_OPTIONS
 
 
 _TASK_CREATE = TaskCreate()
 
 
-def load_task_create(body: bytes) -> dict[str, Any]:
+def load_task_create(body: bytes) -> TaskOrder:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     try:
         document: Any = orjson.loads(body)
@@ -43,17 +77,16 @@ def load_task_create(body: bytes) -> dict[str, Any]:
         # One type for all: syntax, bad UTF-8, a lone surrogate, NaN, nesting too deep.
         raise Problem(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
     if _is_plain(document):
-        plain: dict[str, Any] = document
-        return plain
+        return TaskOrder(document["content"])
     try:
-        loaded: dict[str, Any] = _TASK_CREATE.load(document)
+        order: TaskOrder = _TASK_CREATE.load(document)
     except ValidationError as error:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "The body does not have the right shape.",
             errors=_errors(document, error.messages),
         ) from None
-    return loaded
+    return order
 
 
 def _is_plain(document: Any) -> bool:
@@ -74,7 +107,7 @@ def load_task_id(text: str) -> str:
 
 
 def dump_task(task: Task) -> bytes:
-    """A task as JSON: its five first keys always, and its error or result when it has one."""
+    """A task as JSON: its five first keys always, and of the others those that it has."""
     document: dict[str, Any] = {
         "id": task.id,
         "content": task.content,
@@ -86,6 +119,12 @@ def dump_task(task: Task) -> bytes:
         document["error"] = task.error
     if task.result is not None:
         document["result"] = task.result
+    if task.run_at is not None:
+        document["run_at"] = _time(task.run_at)
+    if task.timeout_seconds is not None:
+        document["timeout_seconds"] = task.timeout_seconds
+    if task.expires_at is not None:
+        document["expires_at"] = _time(task.expires_at)
     return orjson.dumps(document, option=orjson.OPT_UTC_Z)
 
 

@@ -35,8 +35,8 @@ async def create_task(request: web.Request) -> Answer:
     try:
         if app[HEALTH].is_stopping:
             raise unavailable("The service is stopping.")
-        content = load_task_create(await _read_json(request))["content"]
-        task = await app[SERVICE].create(content, _traceparent(request))
+        order = load_task_create(await _read_json(request))
+        task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
     except BaseException:
         metrics.task_create_fails.add()
         raise

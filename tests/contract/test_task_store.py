@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ import uuid_utils
 from tasksvc.domain import outcome
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
-from tasksvc.domain.task import Claim, NewTask, Status, Task
+from tasksvc.domain.task import Claim, NewTask, Options, Status, Task
 from tasksvc.store.task_store import TaskStore
-from tests.harness import ago
+from tests.harness import ago, eventually
 
 HOUR = 3600.0
 
@@ -129,6 +130,105 @@ class TestInsert:
         assert [task.id for task in await store.get_tasks([new_id(), id])] == [id]
 
 
+def special(**options: Any) -> NewTask:
+    is_published = not ({"delay_seconds", "run_at"} & options.keys())
+    return new_task()._replace(options=Options(**options), is_published=is_published)
+
+
+def soon(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+class TestInsertSpecial:
+    async def test_task_keeps_its_options(self, store: TaskStore) -> None:
+        moment = soon(HOUR)
+        task = special(run_at=moment, timeout_seconds=1.5, expires_at=moment)
+        (inserted,) = await store.insert_special_tasks([task])
+
+        assert (inserted.run_at, inserted.timeout_seconds, inserted.expires_at) == (
+            moment,
+            1.5,
+            moment,
+        )
+        assert await store.get_tasks([task.id]) == [inserted]
+
+    async def test_second_try_changes_nothing(self, store: TaskStore) -> None:
+        task = special(timeout_seconds=1)
+        await store.insert_special_tasks([task])
+
+        assert await store.insert_special_tasks([task]) == []
+
+    @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
+    async def test_refused_content(self, store: TaskStore, content: str) -> None:
+        with pytest.raises(ContentRefused):
+            await store.insert_special_tasks([special(timeout_seconds=1)._replace(content=content)])
+
+    async def test_content_comes_back_as_it_was(self, store: TaskStore) -> None:
+        content = '"\\u0041 \\\\ {}\n😀'
+        task = special(timeout_seconds=1)._replace(content=content)
+        await store.insert_special_tasks([task])
+
+        assert (await get(store, task.id)).content == content
+
+    async def test_claim_tells_the_time_limit(self, store: TaskStore) -> None:
+        task = special(timeout_seconds=1.5)
+        await store.insert_special_tasks([task])
+
+        assert (await claim(store, await register(store), task.id)).timeout_seconds == 1.5
+
+    async def test_delayed_task_is_published_when_it_is_due(self, store: TaskStore) -> None:
+        task = special(delay_seconds=0.3)
+        (inserted,) = await store.insert_special_tasks([task])
+        assert inserted.run_at is not None
+        delay = (inserted.run_at - inserted.created_at).total_seconds()
+        assert delay == pytest.approx(0.3, abs=0.05)
+
+        due = await store.publish_due_tasks(ago(HOUR), 10)
+        assert due.ids == []
+        assert due.next_seconds is not None
+        assert 0 < due.next_seconds <= 0.3
+        assert await store.claim_tasks(await register(store), [task.id]) == []
+
+        async def published() -> list[str]:
+            return list((await store.publish_due_tasks(ago(HOUR), 10)).ids)
+
+        assert await eventually(published) == [task.id]
+        assert (await get(store, task.id)).run_at is None
+
+    async def test_task_that_waits_for_nothing_tells_no_next_moment(self, store: TaskStore) -> None:
+        await store.insert_special_tasks([special(timeout_seconds=1)])
+
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).next_seconds is None
+
+    async def test_expired_task_fails_and_is_not_claimed(self, store: TaskStore) -> None:
+        task, other = special(expires_at=soon(-1)), special(expires_at=soon(HOUR))
+        await store.insert_special_tasks([task, other])
+        assert await store.find_due_tasks(10) == [other.id]
+        assert await store.claim_tasks(await register(store), [task.id]) == []
+
+        due = await store.publish_due_tasks(ago(0), 10)
+
+        assert due.expired == [task.id]
+        assert due.ids == [other.id]
+        assert due.next_seconds == pytest.approx(HOUR, abs=60)
+        failed = await get(store, task.id)
+        assert failed.status is Status.FAILED
+        assert failed.error == {
+            "type": "Expired",
+            "message": "It could not start in time.",
+            "attempt": 0,
+        }
+
+    async def test_running_task_does_not_expire(self, store: TaskStore) -> None:
+        task = special(expires_at=soon(0.2))
+        await store.insert_special_tasks([task])
+        await claim(store, await register(store), task.id)
+        await asyncio.sleep(0.3)
+
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).expired == []
+        assert await finish(store, task.id, 1, COMPLETED) == [task.id]
+
+
 class TestClaim:
     async def test_claim_tells_all_about_the_task(self, store: TaskStore) -> None:
         worker_id = await register(store)
@@ -236,7 +336,7 @@ class TestFinish:
         await claim(store, worker_id, id)
         await finish(store, id, 1, RELEASED)
 
-        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [id]
         again = await claim(store, worker_id, id)
         assert (again.attempt, again.failures) == (2, 0)
 
@@ -353,7 +453,7 @@ class TestRelease:
         await claim(store, worker_id, id)
         await store.release_tasks(worker_id)
 
-        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [id]
 
 
 class TestRescue:
@@ -365,7 +465,7 @@ class TestRescue:
 
         assert await store.rescue_tasks([dead], 10) == [(ids[0], Status.PENDING)]
         assert await store.rescue_tasks([dead], 10) == []
-        assert await store.publish_due_tasks(ago(HOUR), 10) == [ids[0]]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [ids[0]]
         again = await claim(store, living, ids[0])
         assert (again.attempt, again.failures) == (2, 1)
         task = await get(store, ids[0])
@@ -459,14 +559,14 @@ class TestPublish:
     async def test_unpublished_tasks_are_published_once(self, store: TaskStore) -> None:
         ids = await insert(store, 3, is_published=False)
 
-        assert sorted(await store.publish_due_tasks(ago(HOUR), 10)) == ids
-        assert await store.publish_due_tasks(ago(HOUR), 10) == []
+        assert sorted((await store.publish_due_tasks(ago(HOUR), 10)).ids) == ids
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
 
     async def test_backlog_is_left_and_what_is_older_was_lost(self, store: TaskStore) -> None:
         (id,) = await insert(store)
 
-        assert await store.publish_due_tasks(ago(HOUR), 10) == []
-        assert await store.publish_due_tasks(ago(0), 10) == [id]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
+        assert (await store.publish_due_tasks(ago(0), 10)).ids == [id]
 
     async def test_scheduled_task_is_left_until_it_is_due(self, store: TaskStore) -> None:
         worker_id = await register(store)
@@ -474,7 +574,7 @@ class TestPublish:
         await claim(store, worker_id, id)
         await finish(store, id, 1, outcome.retried(ERROR, HOUR))
 
-        assert await store.publish_due_tasks(ago(0), 10) == []
+        assert (await store.publish_due_tasks(ago(0), 10)).ids == []
 
     async def test_running_and_final_tasks_are_left(self, store: TaskStore) -> None:
         worker_id = await register(store)
@@ -483,19 +583,19 @@ class TestPublish:
         await store.cancel_tasks([canceled])
         await store.unpublish_tasks([running, canceled])
 
-        assert await store.publish_due_tasks(ago(0), 10) == []
+        assert (await store.publish_due_tasks(ago(0), 10)).ids == []
 
     async def test_unpublished_again(self, store: TaskStore) -> None:
         (id,) = await insert(store)
         await store.unpublish_tasks([id])
 
-        assert await store.publish_due_tasks(ago(HOUR), 10) == [id]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [id]
 
     async def test_step_is_bounded(self, store: TaskStore) -> None:
         await insert(store, 3, is_published=False)
 
-        assert len(await store.publish_due_tasks(ago(HOUR), 2)) == 2
-        assert len(await store.publish_due_tasks(ago(HOUR), 2)) == 1
+        assert len((await store.publish_due_tasks(ago(HOUR), 2)).ids) == 2
+        assert len((await store.publish_due_tasks(ago(HOUR), 2)).ids) == 1
 
 
 class TestDelete:

@@ -6,13 +6,14 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import uuid_utils
 
 from tasksvc.domain.outcome import COMPLETED, Finish
-from tasksvc.domain.task import NewTask
+from tasksvc.domain.task import NewTask, Options
 from tasksvc.store import queries
 from tasksvc.store.database import Database, Row
 from tasksvc.store.task_store import TaskStore
@@ -66,6 +67,11 @@ async def live(store: TaskStore) -> None:
     ids = [str(uuid_utils.uuid7()) for _ in range(200)]
     await store.register_worker(worker_id, "w", 60)
     await store.insert_tasks([NewTask(id, "x", 3, None, True) for id in ids])
+    expires_at = datetime.now(UTC) + timedelta(seconds=0.01)
+    special = Options(timeout_seconds=1, expires_at=expires_at)
+    await store.insert_special_tasks(
+        [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, special) for _ in range(200)]
+    )
     await store.unpublish_tasks(ids[:20])
     await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)

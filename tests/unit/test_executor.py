@@ -97,6 +97,38 @@ async def test_result_that_cannot_be_kept_fails_for_good(metrics: Metrics, resul
     assert refused.error["message"].startswith("The result ")
 
 
+async def test_handler_that_takes_too_long_is_stopped_and_charged(metrics: Metrics) -> None:
+    ended = asyncio.Event()
+
+    async def handler(claim: Claim) -> None:
+        try:
+            await sleeps(claim)
+        finally:
+            ended.set()
+
+    run = make_run()
+    run.claim = run.claim._replace(timeout_seconds=0.01)
+    result = await make_executor(handler, metrics).execute(run)
+
+    assert ended.is_set()
+    assert result is not None
+    assert (result.status, result.is_charged) == (Status.PENDING, True)
+    assert result.error == {
+        "type": "TimedOut",
+        "message": "It ran for longer than 0.01 s.",
+        "attempt": 1,
+    }
+
+
+async def test_time_out_of_the_handlers_own_stays_its_own(metrics: Metrics) -> None:
+    run = make_run()
+    run.claim = run.claim._replace(timeout_seconds=10.0)
+    result = await make_executor(raises(TimeoutError("mine")), metrics).execute(run)
+
+    assert result is not None
+    assert result.error == {"type": "TimeoutError", "message": "mine", "attempt": 1}
+
+
 async def test_last_failure_is_final(metrics: Metrics) -> None:
     result = await make_executor(raises(ValueError("no")), metrics).execute(make_run(failures=2))
 

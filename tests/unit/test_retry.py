@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tasksvc.domain.outcome import Outcome
-from tasksvc.domain.retry import MESSAGE_LENGTH, RetryPolicy, describe
+from tasksvc.domain.retry import MESSAGE_LENGTH, Permanent, Retry, RetryPolicy, describe
 from tasksvc.domain.task import Claim, Status
 
 
@@ -29,6 +29,26 @@ def test_failure_is_retried_while_attempts_are_left(failures: int) -> None:
     assert outcome.is_charged
     assert 0 <= outcome.delay_seconds <= 2**failures
     assert outcome.error == {"type": "ValueError", "message": "no", "attempt": failures + 1}
+
+
+def after(error: Exception, failures: int = 0) -> Outcome:
+    claim = Claim("id", failures + 1, failures, 3, "content", None, 0.0)
+    return RetryPolicy(1.0, 60.0).after_failure(claim, error)
+
+
+def test_handler_may_say_when_to_try_again() -> None:
+    assert after(Retry("busy", after_seconds=7)).delay_seconds == 7
+    assert after(Retry(after_seconds=-1)).delay_seconds == 0
+    assert 0 <= after(Retry()).delay_seconds <= 1
+    assert after(Retry(after_seconds=7)).is_charged
+    assert after(Retry(after_seconds=7), failures=2).status is Status.FAILED
+
+
+def test_handler_may_say_that_it_is_no_use() -> None:
+    outcome = after(Permanent("no such picture"))
+
+    assert outcome.status is Status.FAILED
+    assert outcome.error == {"type": "Permanent", "message": "no such picture", "attempt": 1}
 
 
 @pytest.mark.parametrize(("failures", "max_attempts"), [(2, 3), (0, 1), (5, 3)])

@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import Status, Task
+from tasksvc.domain.task import Options, Status, Task
 from tasksvc.web.problems import Problem
-from tasksvc.web.schemas import dump_task, load_task_create, load_task_id
+from tasksvc.web.schemas import TaskOrder, dump_task, load_task_create, load_task_id
 
 ID = "0192d1a5-7c2e-7e2a-9d3f-0123456789ab"
 MOMENT = datetime(2024, 10, 28, 8, 4, 8, 990161, UTC)
@@ -37,7 +37,67 @@ def refusal(body: bytes) -> Problem:
 
 
 def test_load_task_create() -> None:
-    assert load_task_create(b' {"content": "\\u0041\\ud83d\\ude42"} ') == {"content": "A🙂"}
+    assert load_task_create(b' {"content": "\\u0041\\ud83d\\ude42"} ') == TaskOrder("A🙂")
+
+
+def test_load_task_create_with_all_options() -> None:
+    document = {
+        "content": "x",
+        "max_attempts": 5,
+        "timeout_seconds": 0.5,
+        "run_at": "2030-01-01T02:00:00+02:00",
+        "expires_at": "2030-01-02T00:00:00Z",
+    }
+
+    assert load_task_create(json.dumps(document).encode()) == TaskOrder(
+        "x",
+        Options(
+            max_attempts=5,
+            timeout_seconds=0.5,
+            run_at=datetime(2030, 1, 1, tzinfo=UTC),
+            expires_at=datetime(2030, 1, 2, tzinfo=UTC),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_attempts", 0),
+        ("max_attempts", 1001),
+        ("max_attempts", 1.5),
+        ("max_attempts", "2x"),
+        ("max_attempts", None),
+        ("max_attempts", 10**30),
+        ("timeout_seconds", 0),
+        ("timeout_seconds", -1),
+        ("timeout_seconds", 1e300),
+        ("timeout_seconds", "soon"),
+        ("delay_seconds", -0.1),
+        ("delay_seconds", 1e9),
+        ("delay_seconds", [1]),
+        ("run_at", "tomorrow"),
+        ("run_at", "2030-01-01"),
+        ("run_at", "2030-01-01T00:00:00"),
+        ("run_at", 1893456000),
+        ("run_at", "0001-01-01T00:00:00+23:59"),
+        ("expires_at", "9999-12-31T23:59:59-23:59"),
+        ("expires_at", {}),
+    ],
+)
+def test_option_that_will_not_do_is_named(field: str, value: Any) -> None:
+    refused = refusal(json.dumps({"content": "x", field: value}).encode())
+
+    assert refused.status == 422
+    assert [error["pointer"] for error in refused.extensions["errors"]] == [f"/{field}"]
+
+
+def test_task_starts_at_a_moment_or_after_a_delay() -> None:
+    both = {"content": "x", "delay_seconds": 1, "run_at": "2030-01-01T00:00:00Z"}
+
+    assert refusal(json.dumps(both).encode()).extensions["errors"] == [
+        {"pointer": "/run_at", "detail": "Give run_at or delay_seconds, not both."}
+    ]
 
 
 def test_load_task_create_tells_bad_json_from_a_wrong_shape() -> None:
@@ -114,6 +174,16 @@ def test_dump_task_gives_times_six_digits_and_z(moment: datetime, text: str) -> 
 @pytest.mark.parametrize("status", list(Status))
 def test_dump_task_gives_the_status_as_its_word(status: Status) -> None:
     assert json.loads(dump_task(task(status=status)))["status"] == status.value
+
+
+def test_dump_task_puts_the_others_that_it_has_after_the_five() -> None:
+    document = json.loads(
+        dump_task(task(result=[1], run_at=MOMENT, timeout_seconds=2.5, expires_at=MOMENT))
+    )
+
+    assert list(document)[5:] == ["result", "run_at", "timeout_seconds", "expires_at"]
+    assert document["result"] == [1]
+    assert document["run_at"] == document["expires_at"] == "2024-10-28T08:04:08.990161Z"
 
 
 def test_dump_task_puts_an_error_after_the_five() -> None:
