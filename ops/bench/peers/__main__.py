@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ from ops.bench.peers.registry import PEERS, Peer
 
 # What a measure takes beside its load: processes' starts and ends, a backlog made or drained.
 BESIDE_SECONDS = {"creates": 0.5, "lives": 6.0, "drain": 5.0}
+
+# One peer's, which the run outlives.
+FAILURES = (BenchError, OSError, subprocess.SubprocessError)
 
 Subjects = dict[str, tuple[Any, tuple[str, ...]]]
 """Each with who measures it, and which measures it has."""
@@ -91,7 +95,7 @@ def _measure(
             stack.callback(peer_bench.close)
             try:
                 peer_bench.prepare()
-            except BenchError as error:
+            except FAILURES as error:
                 failed[peer.name] = str(error)
             else:
                 subjects[peer.name] = (peer_bench, _measures(peer))
@@ -107,7 +111,7 @@ def _measure(
                 progress.say(f"round {number + 1} of {rounds}: {name}, {measure}")
                 try:
                     found.setdefault(name, {})[measure] = getattr(subjects[name][0], measure)()
-                except BenchError as error:
+                except FAILURES as error:
                     failed[name] = f"{measure}: {error}"
                     progress.say(failed[name])
             measured.append(found)

@@ -77,7 +77,7 @@ PEERS = (
         settings="pool of 20, 20 tasks at a time",
         guarantees=Guarantees(
             durable=_COMMITTED,
-            redis_loss="the row stays, and nobody works it",
+            redis_loss="its row stays, and nobody works it",
             killed_worker="stays `processing`, its entry unacknowledged: nobody claims it",
             results="status and times",
             fenced="no: by status alone",
@@ -137,14 +137,14 @@ PEERS = (
         as_library=True,
         backlog=2_500,
         unfinished=(("LLEN", "saq:default:queued"), ("LLEN", "saq:default:active")),
-        settings="concurrency 10, uvloop",
+        settings="concurrency 10, retries 3, ttl -1, uvloop",
         guarantees=Guarantees(
             durable=_AOF,
             redis_loss="tasks are lost",
-            killed_worker="swept as stuck: aborted, or run again with `retries` above 1",
-            results="10 minutes (`ttl`)",
+            killed_worker="swept as stuck: run again at the next sweep (60 s) after its timeout (10 s)",
+            results="no (`ttl=-1`; 10 min otherwise)",
             fenced="no",
-            source="https://github.com/tobymao/saq",
+            source="https://github.com/tobymao/saq/blob/master/docs/job.md",
         ),
     ),
     Peer(
@@ -161,12 +161,13 @@ PEERS = (
             "SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE status IN ('todo', 'doing'))"
         ),
         forget="TRUNCATE procrastinate_jobs, procrastinate_events, procrastinate_periodic_defers",
-        settings="PsycopgConnector (asynchronous, C), pool of 20, concurrency 20, uvloop",
+        settings="PsycopgConnector (asynchronous, C), pool of 20, concurrency 20,"
+        " delete_jobs successful, uvloop",
         guarantees=Guarantees(
             durable=_COMMITTED,
             redis_loss="needs none",
-            killed_worker="stays `doing` until a task of your own retries stalled jobs",
-            results="status and events; no result",
+            killed_worker="stays `doing` until a periodic task of your own retries it, as its docs show",
+            results="no (`delete_jobs`; status and events otherwise)",
             fenced="no: by status alone",
             source="https://procrastinate.readthedocs.io/en/stable/howto/production/retry_stalled_jobs.html",
         ),
@@ -181,12 +182,12 @@ PEERS = (
         as_library=True,
         backlog=20_000,
         unfinished=(("LLEN", "bull:bench:wait"), ("LLEN", "bull:bench:active")),
-        settings="concurrency 100, removeOnComplete 1000",
+        settings="concurrency 100, removeOnComplete 0",
         guarantees=Guarantees(
             durable=_AOF,
             redis_loss="tasks are lost",
             killed_worker="stalled: run again after its lock (30 s), once",
-            results="the last 1,000",
+            results="no (`removeOnComplete`; for ever otherwise)",
             fenced="yes, by the lock's token",
             source="https://docs.bullmq.io/guide/workers/stalled-jobs",
         ),
@@ -224,14 +225,14 @@ PEERS = (
         unfinished="SELECT EXISTS (SELECT FROM pgboss.job WHERE name = 'bench'"
         " AND state < 'completed')",
         forget="DELETE FROM pgboss.job WHERE name = 'bench'",
-        settings="batchSize 1000, burstWhenBatchFull",
+        settings="batchSize 1000, burstWhenBatchFull, pollingIntervalSeconds 0.5",
         guarantees=Guarantees(
             durable=_COMMITTED,
             redis_loss="needs none",
             killed_worker="run again once it expires (15 min)",
             results="state and output, 7 days",
-            fenced="no: by state alone",
-            source="https://timgit.github.io/pg-boss/",
+            fenced="yes, by attempt",
+            source="https://github.com/timgit/pg-boss/blob/master/docs/api/workers.md",
         ),
     ),
 )

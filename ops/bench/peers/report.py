@@ -70,9 +70,9 @@ def _figures(results: Mapping[str, Any]) -> str:
     lines = [f"| | {' | '.join(head)} |", "|---|---|---|---|"]
     for subject, title in _subjects(results).items():
         cells = [_cell(found.get(subject, {}).get(measure)) for measure in MEASURES]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
         if subject in failed:
-            lines[-1] += f" **{failed[subject]}**"
+            title += f": **{failed[subject]}**"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -58,4 +58,4 @@ async def work() -> None:
     global _tally
     _tally = tally.own()
     async with procrastinate.open_async():
-        await procrastinate.run_worker_async(concurrency=CONCURRENCY)
+        await procrastinate.run_worker_async(concurrency=CONCURRENCY, delete_jobs="successful")

@@ -18,7 +18,7 @@ queue = Queue.from_url(os.environ["BENCH_REDIS_URL"])
 
 
 async def create(content: str) -> str:
-    job = await queue.enqueue("work", content=content)
+    job = await queue.enqueue("work", content=content, retries=3, ttl=-1)
     assert job
     return str(job.id)
 

@@ -25,7 +25,7 @@ exports.work = async () => {
   const worker = new Worker(QUEUE, async () => worked.add(), {
     connection: { ...connection, maxRetriesPerRequest: null },
     concurrency: CONCURRENCY,
-    removeOnComplete: { count: 1000 },
+    removeOnComplete: { count: 0 },
   });
   worker.on("error", console.error);
   return () => worker.close();
