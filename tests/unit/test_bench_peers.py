@@ -9,15 +9,15 @@ from ops.bench.peers.registry import PEERS
 from ops.bench.peers.tally import Tally
 
 
-def found(rate: float) -> dict:
-    return {"rate": rate, "unexpected": {"status 500": 2}}
+def found(rate: float, echo_rate: float = 1.0) -> dict:
+    return {"rate": rate, "echo_rate": echo_rate, "unexpected": {"status 500": 2}}
 
 
-def test_a_ratio_is_to_the_echo_of_its_own_round():
+def test_a_ratio_is_to_the_echo_before_it():
     rounds = [
-        {"echo": {"creates": found(100)}, "saq": {"drain": found(20)}},
-        {"echo": {"creates": found(10)}, "saq": {"drain": found(4)}},
-        {"echo": {"creates": found(50)}},  # it failed before
+        {"echo": {"creates-0": found(100)}, "saq": {"drain": found(20, 100)}},
+        {"echo": {"creates-0": found(10)}, "saq": {"drain": found(4, 10)}},
+        {"echo": {"creates-0": found(50)}},  # it failed before
     ]
 
     drain = report.summary(rounds)["saq"]["drain"]
@@ -25,12 +25,14 @@ def test_a_ratio_is_to_the_echo_of_its_own_round():
     assert (drain["lowest"], drain["highest"]) == (0.2, 0.4)
     assert drain["ratio"] == pytest.approx(0.3)
     assert drain["rate"] == 12
+    assert report.echo_rates(rounds) == {"rate": 50, "lowest": 10, "highest": 100}
     assert report.unexpected(rounds)["saq, drain: status 500"] == 4
 
 
 def test_what_failed_stands_in_the_table():
     results = {
-        "summary": report.summary([{"echo": {"creates": found(100)}}]),
+        "summary": {},
+        "echo": {"rate": 3.0, "lowest": 2.0, "highest": 4.0},
         "failed": {"bullmq": "not installed: there is no npm on this machine"},
         "versions": {},
         "machine": {"cores": 2},

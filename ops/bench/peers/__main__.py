@@ -22,7 +22,11 @@ from ops.bench.peers.measures import OwnBench, PeerBench
 from ops.bench.peers.registry import PEERS, Peer
 
 # What a measure takes beside its load: processes' starts and ends, a backlog made or drained.
-BESIDE_SECONDS = {"creates": 0.5, "lives": 6.0, "drain": 5.0}
+BESIDE_SECONDS = {"creates": 0.5, "lives": 3.0, "drain": 3.5}
+
+# A round takes more than a minute, and the machine's mood does not last so long.
+ECHO_EVERY = 3
+"""Measures for each of the echo, which they are divided by."""
 
 # One peer's, which the run outlives.
 FAILURES = (BenchError, OSError, subprocess.SubprocessError)
@@ -103,17 +107,23 @@ def _measure(
         # The HTTP measures of all, then the drains, so that like is measured beside like.
         steps.sort(key=lambda step: list(report.MEASURES).index(step[1]) // 2)
         for number in range(rounds):
-            found: report.Round = {"echo": {"creates": bench.echo_creates()}}
+            found: report.Round = {}
             # To and fro, so that whatever slows the machine down hits all alike.
-            for name, measure in steps if number % 2 == 0 else steps[::-1]:
+            for step, (name, measure) in enumerate(steps if number % 2 == 0 else steps[::-1]):
+                if step % ECHO_EVERY == 0:
+                    progress.say(f"round {number + 1} of {rounds}: echo")
+                    echo = bench.echo_creates()
+                    found.setdefault("echo", {})[f"creates-{step}"] = echo
                 if name in failed:
                     continue
                 progress.say(f"round {number + 1} of {rounds}: {name}, {measure}")
                 try:
-                    found.setdefault(name, {})[measure] = getattr(subjects[name][0], measure)()
+                    one = getattr(subjects[name][0], measure)()
                 except FAILURES as error:
                     failed[name] = f"{measure}: {error}"
                     progress.say(failed[name])
+                else:
+                    found.setdefault(name, {})[measure] = {**one, "echo_rate": echo["rate"]}
             measured.append(found)
         machine = own_report.machine(bench)
         progress.say("stopping")
@@ -129,6 +139,7 @@ def _measure(
         "machine": machine,
         "versions": {peer.name: _version(peer) for peer in peers if install.is_installed(peer)},
         "summary": report.summary(measured),
+        "echo": report.echo_rates(measured),
         "failed": failed,
         "unexpected": report.unexpected(measured),
         "rounds": measured,
@@ -154,7 +165,9 @@ def _expected_seconds(options: Options, rounds: int, peers: list[Peer]) -> float
     measures = ["creates", "lives", "drain", "drain"]
     measures += [measure for peer in peers for measure in _measures(peer)]
     each_round = sum(options.seconds + BESIDE_SECONDS[measure] for measure in measures)
-    return 10 + 2 * len(peers) + rounds * (options.seconds + each_round)
+    return (
+        10 + 2 * len(peers) + rounds * (each_round + len(measures) / ECHO_EVERY * options.seconds)
+    )
 
 
 def _version(peer: Peer) -> str:

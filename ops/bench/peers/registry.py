@@ -141,7 +141,7 @@ PEERS = (
         guarantees=Guarantees(
             durable=_AOF,
             redis_loss="tasks are lost",
-            killed_worker="swept as stuck: run again at the next sweep (60 s) after its timeout (10 s)",
+            killed_worker="swept, and run again: each minute, after its timeout (10 s)",
             results="no (`ttl=-1`; 10 min otherwise)",
             fenced="no",
             source="https://github.com/tobymao/saq/blob/master/docs/job.md",
@@ -166,7 +166,7 @@ PEERS = (
         guarantees=Guarantees(
             durable=_COMMITTED,
             redis_loss="needs none",
-            killed_worker="stays `doing` until a periodic task of your own retries it, as its docs show",
+            killed_worker="stays `doing`; its docs show a periodic task that retries it",
             results="no (`delete_jobs`; status and events otherwise)",
             fenced="no: by status alone",
             source="https://procrastinate.readthedocs.io/en/stable/howto/production/retry_stalled_jobs.html",

@@ -21,30 +21,35 @@ OWN = {
 }
 
 Round = dict[str, dict[str, Found]]
-"""For each subject its measures; the echo's is `creates`."""
+"""For each subject its measures, each with the rate of the echo before it; and the echo's own."""
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, dict[str, dict[str, float]]]:
     """For each measure of each subject the median, the spread, and the ratios to the echo."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for subject, measure in dict.fromkeys(
-        (name, each) for measured in rounds for name in measured for each in measured[name]
-    ):
-        measured = [each for each in rounds if measure in each.get(subject, {})]
-        rates = [each[subject][measure]["rate"] for each in measured]
-        ratios = [
-            rate / each["echo"]["creates"]["rate"]
-            for rate, each in zip(rates, measured, strict=True)
-        ]
-        found.setdefault(subject, {})[measure] = {
-            "rate": statistics.median(rates),
-            "lowest_rate": min(rates),
-            "highest_rate": max(rates),
-            "ratio": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-        }
+    for subject in dict.fromkeys(name for each in rounds for name in each if name != "echo"):
+        for measure in MEASURES:
+            measured = [
+                each[subject][measure] for each in rounds if measure in each.get(subject, {})
+            ]
+            if measured:
+                found.setdefault(subject, {})[measure] = _summed_up(measured)
     return found
+
+
+def _summed_up(measured: Sequence[Found]) -> dict[str, float]:
+    ratios = [each["rate"] / each["echo_rate"] for each in measured]
+    return {
+        "rate": statistics.median(each["rate"] for each in measured),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+def echo_rates(rounds: Sequence[Round]) -> dict[str, float]:
+    rates = [each["rate"] for measured in rounds for each in measured["echo"].values()]
+    return {"rate": statistics.median(rates), "lowest": min(rates), "highest": max(rates)}
 
 
 def unexpected(rounds: Sequence[Round]) -> dict[str, int]:
@@ -73,6 +78,11 @@ def _figures(results: Mapping[str, Any]) -> str:
         if subject in failed:
             title += f": **{failed[subject]}**"
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    echo = results["echo"]
+    lines.append(
+        f"| the echo: bare aiohttp | {echo['rate']:,.0f}, **1**"
+        f" ({echo['lowest']:,.0f}–{echo['highest']:,.0f} a second) | – | – |"
+    )
     return "\n".join(lines)
 
 
@@ -107,7 +117,6 @@ def _subjects(results: Mapping[str, Any]) -> dict[str, str]:
     titles = OWN | {
         peer.name: f"{peer.title} {versions.get(peer.name, '')}".strip() for peer in PEERS
     }
-    titles["echo"] = "echo (bare aiohttp)"
     known = results["summary"].keys() | results["failed"].keys()
     return {subject: title for subject, title in titles.items() if subject in known}
 
