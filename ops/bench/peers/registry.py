@@ -64,7 +64,7 @@ TASKSVC = Guarantees(
 PEERS = (
     Peer(
         name="plain",
-        title="plain form: FastAPI, SQLAlchemy, asyncpg, Redis stream",
+        title="plain form: FastAPI, Redis stream, asyncpg, SQLAlchemy",
         package="sqlalchemy",
         program="plain",
         runtime="python",
