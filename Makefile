@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run migrate test test-fast chaos check lint types layers format bench test-tools \
+.PHONY: help install run migrate test test-fast chaos check lint types layers format bench bench-peers test-tools \
         build start stop test-docker clean
 
 help: ## list the targets
@@ -58,6 +58,9 @@ chaos: $(INSTALLED) ## break everything, and check the promises: SEED= SECONDS= 
 bench: $(INSTALLED) ## speed, as a ratio to a bare aiohttp echo of the same run
 	$(BIN)/python -m ops.bench
 
+bench-peers: $(INSTALLED) ## the same beside Celery, arq, SAQ, Procrastinate, BullMQ…: it installs them in .venv-peers
+	$(BIN)/python -m ops.bench.peers
+
 # The monitoring is tested with the real Prometheus, and wrong clocks with libfaketime. Where Debian's packages can't be
 # had, their tests are left out, and say so.
 test: export TASKSVC_NO_PROMETHEUS = $(shell command -v prometheus >/dev/null || $(CAN_INSTALL) || echo 1)
@@ -85,4 +88,4 @@ test-docker: ## the suite, in a container
 	$(COMPOSE) --profile test run --rm test
 
 clean: ## remove what was made here: .venv, caches, the private servers' data
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs

@@ -30,9 +30,17 @@ class BenchError(Exception):
 class Child:
     """A program of this repository with a port, in a session of its own: Ctrl-C is ours alone."""
 
-    def __init__(self, name: str, arguments: list[str], folder: Path, **variables: object) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        folder: Path,
+        program: Path | str = sys.executable,
+        **variables: object,
+    ) -> None:
         self.port = _free_port()
         self._name = name
+        self._program = program
         self._arguments = [each.format(port=self.port) for each in arguments]
         self._folder = folder
         self._output = folder / f"{name}.txt"
@@ -44,7 +52,7 @@ class Child:
         started_at = time.perf_counter()
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *self._arguments],
+                [self._program, *self._arguments],
                 cwd=self._folder,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
@@ -76,6 +84,15 @@ class Child:
         return self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
+    def last_words(self) -> str:
+        said = self._output.read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else "silence"
+
+    @property
     def resident_bytes(self) -> int:
         return int(psutil.Process(self.pid).memory_info().rss)
 
@@ -105,8 +122,7 @@ class Child:
             except OSError:
                 pass
             if self._process.poll() is not None or time.perf_counter() > deadline:
-                said = self._output.read_text(errors="replace").strip().splitlines()
-                raise BenchError(f"{self._name} did not start: {said[-1] if said else 'silence'}")
+                raise BenchError(f"{self._name} did not start: {self.last_words}")
             time.sleep(0.005)
 
 

@@ -21,9 +21,9 @@ from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CONTENT_BYTES = 100
 
-_CREATE = post(orjson.dumps({"content": "x" * CONTENT_BYTES}))
+CREATE = post(orjson.dumps({"content": "x" * CONTENT_BYTES}))
 
-_PLACES = 1000
+PLACES = 1000
 """For tasks that a consumer runs at a time: with handlers that take no time, a group's size."""
 
 _READ_IDS = 1000
@@ -63,7 +63,7 @@ class Bench:
             self.echo = stack.enter_context(children.echo(self._folder))
             self.taking = stack.enter_context(self.service("taking", workers=0))
             self.working = stack.enter_context(
-                self.service("working", workers=1, TASK_CONSUMER_CONCURRENCY=_PLACES)
+                self.service("working", workers=1, TASK_CONSUMER_CONCURRENCY=PLACES)
             )
             self._stack = stack.pop_all()
         return self
@@ -89,14 +89,14 @@ class Bench:
     # The measures of a round.
 
     def echo_creates(self) -> Found:
-        return self._load(self.echo, [_CREATE], 201)
+        return self._load(self.echo, [CREATE], 201)
 
     def echo_reads(self) -> Found:
         return self._load(self.echo, self._reads(), 200)
 
     def creates(self) -> Found:
         self._forget("bench_taking")
-        return self._load(self.taking, [_CREATE], 201)
+        return self._load(self.taking, [CREATE], 201)
 
     def reads(self) -> Found:
         return self._load(self.taking, self._reads(), 200)
@@ -106,7 +106,7 @@ class Bench:
         name = "task_processing_success_count"
         before = self.working.metric(name)
         with self._cpu(self.working) as cpu:
-            found = self._load(self.working, [_CREATE], 201)
+            found = self._load(self.working, [CREATE], 201)
             created = found["answers"]
             backlog = created - (self.working.metric(name) - before)
             while (lives := self.working.metric(name) - before) < created:
@@ -143,13 +143,18 @@ class Bench:
     # Below.
 
     def query(self, statement: str, *parameters: Any, database: str = "") -> list[tuple[Any, ...]]:
+        with self.cursor(database) as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def cursor(self, database: str = "") -> Iterator[Any]:
         url = self.database_url(database) if database else self.postgres.url
         connection = psycopg2.connect(url)
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(statement, parameters or None)
-                return cursor.fetchall() if cursor.description else []
+                yield cursor
         finally:
             connection.close()
 
@@ -182,7 +187,7 @@ class Bench:
     def _reads(self) -> list[str]:
         ids = self.query("SELECT id FROM task LIMIT %s", _READ_IDS, database="bench_taking")
         if not ids:
-            self._load(self.taking, [_CREATE], 201)
+            self._load(self.taking, [CREATE], 201)
             return self._reads()
         return [get(id) for (id,) in ids]
 

@@ -1,0 +1,1 @@
+"""What people would pick instead, at the same work in the same run: `python -m ops.bench.peers`."""
