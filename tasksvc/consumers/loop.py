@@ -49,6 +49,7 @@ class Loop:
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
 
     @property
     def is_stalled(self) -> bool:
@@ -73,13 +74,17 @@ class Loop:
         """The next step comes after so long at the latest."""
         if seconds >= self._step.pause_seconds:
             return  # it comes round before
+        if seconds <= 0:
+            self.wake()
+            return
         loop = asyncio.get_running_loop()
-        moment = loop.time() + max(0.0, seconds)
-        if self._alarm is not None and not self._alarm.cancelled():
-            if loop.time() < self._alarm.when() <= moment:
-                return
+        now = loop.time()
+        if now < self._alarm_at <= now + seconds:
+            return
+        if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = loop.call_at(moment, self.wake)
+        self._alarm_at = now + seconds
+        self._alarm = loop.call_at(self._alarm_at, self.wake)
 
     def ask_to_stop(self) -> None:
         """The step under way is the last."""

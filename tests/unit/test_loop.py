@@ -72,6 +72,42 @@ async def test_no_pause_while_there_is_something_to_do(start: Start) -> None:
     await eventually(lambda: step.steps == 4)
 
 
+async def test_alarm_ends_the_pause_at_its_moment(start: Start) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+    now = asyncio.get_running_loop().time
+    began = now()
+
+    loop.wake_in(1800)
+    loop.wake_in(0.1)
+    loop.wake_in(0.5)  # later than what is set
+    await eventually(lambda: step.steps == 2)
+
+    assert 0.1 <= now() - began < 0.5
+    loop.wake_in(0.05)  # the first has rung
+    await eventually(lambda: step.steps == 3)
+
+
+@pytest.mark.parametrize("seconds", [0, -5])
+async def test_alarm_for_now_ends_the_pause(start: Start, seconds: float) -> None:
+    step = Counting(pause_seconds=3600)
+    loop = start(step)
+    await eventually(lambda: step.steps == 1)
+
+    loop.wake_in(seconds)
+
+    await eventually(lambda: step.steps == 2)
+
+
+async def test_alarm_later_than_the_next_step_is_none(start: Start) -> None:
+    loop = start(Counting(pause_seconds=0.5))
+
+    loop.wake_in(3600)
+
+    assert loop._alarm is None
+
+
 async def test_wake_ends_the_pause(start: Start) -> None:
     step = Counting(pause_seconds=3600)
     loop = start(step)
