@@ -32,12 +32,13 @@ def run() -> None:
     import uvloop
 
     from tasksvc.domain.errors import MigrationFailed
+    from tasksvc.handlers.kinds import HandlersError
     from tasksvc.serve import CannotListen, serve
 
     with _ready() as settings:
         try:
             uvloop.run(serve(settings))
-        except (CannotListen, MigrationFailed) as error:
+        except (CannotListen, HandlersError, MigrationFailed) as error:
             raise click.ClickException(str(error)) from None
 
 

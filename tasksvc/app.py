@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import structlog
 from aiohttp import web
@@ -23,7 +23,10 @@ from tasksvc.consumers.running import Running
 from tasksvc.consumers.watchdog import Watchdog
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import Declared, Kind, load
+from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
@@ -43,15 +46,19 @@ POOL = web.AppKey("pool", ConsumerPool)
 
 
 def create_app(settings: Settings, handler: Handler | None = None) -> web.Application:
-    """The whole service. `settings` has both URLs; `handler` is what tasks do."""
+    """The whole service. `settings` has both URLs; `handler` is what tasks without a kind do.
+
+    Raises HandlersError.
+    """
+    declared = load(settings.handlers)
     metrics = Metrics(__version__)
     database = open_database(settings)
     store = TaskStore(database)
     stream = _stream(settings)
-    service = _service(settings, store, stream, metrics)
-    pool = _pool(
-        settings, service, stream, metrics, handler or simulated(settings.simulated_seconds)
-    )
+    service = _service(settings, store, stream, metrics, declared)
+    kinds = _kinds(settings, service, declared)
+    kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
+    pool = _pool(settings, service, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
@@ -97,7 +104,11 @@ def _stream(settings: Settings) -> TaskStream:
 
 
 def _service(
-    settings: Settings, store: TaskStore, stream: TaskStream, metrics: Metrics
+    settings: Settings,
+    store: TaskStore,
+    stream: TaskStream,
+    metrics: Metrics,
+    declared: Mapping[str, Declared],
 ) -> TaskService:
     return TaskService(
         store,
@@ -108,7 +119,18 @@ def _service(
         lost_margin_seconds=settings.lost_margin_seconds,
         group_size=settings.group_size,
         max_waiting=settings.max_waiting,
+        kinds={DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()},
     )
+
+
+def _kinds(
+    settings: Settings, service: TaskService, declared: Mapping[str, Declared]
+) -> dict[str, Kind]:
+    runners = Runners(service.report, threads=settings.threads, processes=settings.processes)
+    return {
+        kind: Kind(runners.handler_of(each), each.timeout_seconds, each.retry)
+        for kind, each in declared.items()
+    }
 
 
 def _pool(
@@ -116,10 +138,10 @@ def _pool(
     service: TaskService,
     stream: TaskStream,
     metrics: Metrics,
-    handler: Handler,
+    kinds: Mapping[str, Kind],
 ) -> ConsumerPool:
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
-    executor = Executor(handler, retry, metrics, max_result_bytes=settings.max_result_bytes)
+    executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
     running = Running()
     service.on_lost = running.stop
     consumers = [

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -26,14 +26,17 @@ from tasksvc.domain.errors import (
     TaskIsFinal,
     TaskNotFound,
     Unavailable,
+    UnknownKind,
 )
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
+    DEFAULT_KIND,
     NO_OPTIONS,
     Canceled,
     Claim,
     NewTask,
     Options,
+    Progress,
     Status,
     Task,
 )
@@ -52,6 +55,12 @@ _CLAIM_SECONDS = 1.0
 """By then a consumer has claimed what it was given, or it never was given it."""
 
 _LONG_AGO = -1e9
+
+_KINDS_SECONDS = 1.0
+"""However often an unknown kind is asked for, PostgreSQL is not asked more often."""
+
+_MESSAGE_LENGTH = 500
+"""Characters of a message about progress that are kept."""
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
@@ -85,7 +94,12 @@ class TaskService:
         lost_margin_seconds: float,
         group_size: int,
         max_waiting: int,
+        kinds: Mapping[str, int | None] | None = None,
     ) -> None:
+        """`kinds` are those that this process serves, each with its `max_attempts`."""
+        self._kinds: Mapping[str, int | None] = kinds or {DEFAULT_KIND: None}
+        self._others_kinds: set[str] = set()
+        self._kinds_asked_at = float("-inf")
         self._store = store
         self._stream = stream
         self._metrics = metrics
@@ -135,6 +149,9 @@ class TaskService:
         self._claims: Group[str, Claim | None] = Group(
             "claim", self._claim, observe=metrics.group_size("claim"), **bounds
         )
+        self._progresses: Group[Progress, None] = Group(
+            "progress", self._keep_progress, observe=metrics.group_size("progress"), **bounds
+        )
         self._finishes: Group[Finish, bool] = Group(
             "finish", self._finish, observe=metrics.group_size("finish"), **bounds
         )
@@ -145,10 +162,21 @@ class TaskService:
             self._gets,
             self._cancels,
             self._claims,
+            self._progresses,
             self._finishes,
         )
 
     # For people and programs.
+
+    async def check_kind(self, kind: str) -> None:
+        """Raises UnknownKind when nobody serves it."""
+        if kind in self._kinds or kind in self._others_kinds:
+            return
+        if time.monotonic() - self._kinds_asked_at >= _KINDS_SECONDS:
+            self._others_kinds = await self._store.find_kinds()
+            self._kinds_asked_at = time.monotonic()
+        if kind not in self._others_kinds:
+            raise UnknownKind
 
     def create(
         self, content: str, traceparent: str | None = None, options: Options = NO_OPTIONS
@@ -160,7 +188,7 @@ class TaskService:
         task = NewTask(
             id=str(uuid_utils.uuid7()),
             content=content,
-            max_attempts=options.max_attempts or self._max_attempts,
+            max_attempts=self._attempts(options),
             traceparent=traceparent,
             # The relay publishes what has to wait for its time.
             is_published=self._stream.is_open and not options.waits,
@@ -240,7 +268,7 @@ class TaskService:
 
     async def find_due(self, limit: int) -> list[str]:
         """Tasks to claim while there is no stream."""
-        return await self._store.find_due_tasks(limit)
+        return await self._store.find_due_tasks(limit, self._kinds)
 
     async def finish(self, finishes: Sequence[Finish]) -> None:
         """Writes what the attempts came to, where they are still the current ones."""
@@ -250,6 +278,17 @@ class TaskService:
             self._count(finish, is_written)
             if finish.outcome.status is Status.PENDING:
                 self.on_due_in(finish.outcome.delay_seconds)
+
+    async def hand_on(self, ids: Sequence[str]) -> None:
+        """Those of the ids that are of kinds which this process does not serve go to others."""
+        if self.worker_id is not None:
+            await self._store.unpublish_foreign_tasks(self.worker_id, ids)
+
+    async def report(self, claim: Claim, fraction: float, message: str) -> None:
+        """Keeps how far a run has come, if it is still the current one."""
+        fraction = min(1.0, max(0.0, float(fraction)))
+        text = str(message)[:_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
+        await self._progresses.join(Progress(claim.id, claim.attempt, fraction, text))
 
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""
@@ -261,7 +300,7 @@ class TaskService:
         """Makes this process a worker, with a lease."""
         worker_id = str(uuid_utils.uuid7())
         name = f"{socket.gethostname()}:{os.getpid()}"
-        await self._store.register_worker(worker_id, name, self._lease_seconds)
+        await self._store.register_worker(worker_id, name, self._lease_seconds, self._kinds)
         self.worker_id = worker_id
         log.info("Registered", action="registered", worker_id=worker_id)
 
@@ -433,6 +472,11 @@ class TaskService:
                 raise LeaseLost
         return [claimed.get(id) for id in ids]
 
+    async def _keep_progress(self, progresses: list[Progress]) -> list[None]:
+        last = {each.id: each for each in progresses}
+        await self._store.keep_progress(list(last.values()))
+        return [None] * len(progresses)
+
     async def _finish(self, finishes: list[Finish]) -> list[bool]:
         written = set(await self._store.finish_tasks(finishes))
         rest = [finish for finish in finishes if finish.id not in written]
@@ -441,6 +485,13 @@ class TaskService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    def _attempts(self, options: Options) -> int:
+        return (
+            options.max_attempts
+            or self._kinds.get(options.kind or DEFAULT_KIND)
+            or self._max_attempts
+        )
 
     def _remember_look(self, looked_at: float, oldest_seconds: float) -> None:
         """What was published before the oldest entry that waits was given to a consumer, or lost.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,6 +91,10 @@ class Settings:
     pg_bin: Path | None
     redis_server: Path | None
 
+    handlers: tuple[str, ...]
+    """The modules of the user's own handlers."""
+    threads: int
+    processes: int
     workers: int
     concurrency: int
     simulated_seconds: float
@@ -144,6 +149,9 @@ def _read(env: Env) -> dict[str, Any]:
         "pg_bin": _path(env.str("TASKSVC_PG_BIN", "")),
         "redis_server": _path(env.str("TASKSVC_REDIS_SERVER", "")),
         # Tasks.
+        "handlers": tuple(filter(None, map(str.strip, env.list("TASKSVC_HANDLERS", [])))),
+        "threads": env.int("TASKSVC_THREADS", 32, validate=Range(1, 10_000)),
+        "processes": env.int("TASKSVC_PROCESSES", os.cpu_count() or 1, validate=Range(1, 1000)),
         "workers": env.int("TASK_CONSUMER_WORKERS", 1, validate=Range(0, 1000)),
         "concurrency": env.int("TASK_CONSUMER_CONCURRENCY", 100, validate=Range(1, 10_000)),
         "simulated_seconds": env.float("TASK_SIMULATED_SECONDS", 3.0, validate=not_negative),

@@ -60,7 +60,7 @@ class ServiceProcess:
 
     def __init__(self, folder: Path, env: dict[str, str], command: list[str] | None = None) -> None:
         self.folder = folder
-        self.env = env | {"PYTHONPATH": str(ROOT)}
+        self.env = {"PYTHONPATH": str(ROOT), **env}
         self.command = command or [sys.executable, "-m", "tasksvc", "run"]
         self.port = int(env["PORT"])
         self.url = f"http://127.0.0.1:{self.port}"
@@ -171,6 +171,6 @@ class ServiceProcess:
 
 def clean_environment(**variables: object) -> dict[str, str]:
     """The environment of a process without a setting of ours that nobody asked for."""
-    ours = ("TASK", "DATABASE_URL", "REDIS_", "LOG_", "APP_ENV", "HOST", "PORT")
+    ours = ("TASK", "DATABASE_URL", "REDIS_", "LOG_", "APP_ENV", "HOST", "PORT", "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return env | {name: str(value) for name, value in variables.items()}

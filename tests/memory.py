@@ -15,7 +15,16 @@ from typing import Any
 
 from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
-from tasksvc.domain.task import FINAL, Canceled, Claim, NewTask, Status, Task
+from tasksvc.domain.task import (
+    DEFAULT_KIND,
+    FINAL,
+    Canceled,
+    Claim,
+    NewTask,
+    Progress,
+    Status,
+    Task,
+)
 from tasksvc.store.task_store import Due, Measures, TaskStore, Workers
 from tasksvc.stream.keys import consumer_name, worker_of
 from tasksvc.stream.task_stream import Entry, TaskStream
@@ -42,6 +51,8 @@ class Row:
     result: str | None = None
     timeout_seconds: float | None = None
     expires_at: datetime | None = None
+    kind: str = DEFAULT_KIND
+    progress: dict[str, Any] | None = None
 
     def task(self) -> Task:
         return Task(
@@ -55,6 +66,8 @@ class Row:
             self.due_at if self.status is Status.PENDING and not self.is_due() else None,
             self.timeout_seconds,
             self.expires_at,
+            self.kind,
+            self.progress,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -79,6 +92,7 @@ class Lease:
     """A row of `worker`."""
 
     expires_at: float
+    kinds: frozenset[str]
     is_lapsed: bool = False
 
 
@@ -142,6 +156,7 @@ class MemoryStore(TaskStore):
         for row, options in [(self.rows[task.id], task.options) for task in tasks]:
             row.timeout_seconds = options.timeout_seconds
             row.expires_at = options.expires_at
+            row.kind = options.kind or DEFAULT_KIND
             row.due_at = options.run_at or row.due_at + timedelta(
                 seconds=options.delay_seconds or 0
             )
@@ -180,9 +195,10 @@ class MemoryStore(TaskStore):
             (min(times) - now).total_seconds() if times else None,
         )
 
-    async def find_due_tasks(self, limit: int) -> list[str]:
+    async def find_due_tasks(self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)) -> list[str]:
         self._answer()
-        return [row.id for row in self._due()[:limit]]
+        kinds = set(kinds)
+        return [row.id for row in self._due() if row.kind in kinds][:limit]
 
     def _due(self) -> list[Row]:
         due = [row for row in self.rows.values() if row.is_due() and not row.is_expired()]
@@ -194,6 +210,8 @@ class MemoryStore(TaskStore):
             return []
         claims = []
         for row in rows:
+            if row.kind not in self.workers[worker_id].kinds:
+                continue
             if row.is_due() and not row.is_expired():
                 row.attempt += 1
             elif row.worker_id != worker_id:
@@ -210,9 +228,23 @@ class MemoryStore(TaskStore):
                     row.traceparent,
                     waited_seconds,
                     row.timeout_seconds,
+                    row.kind,
                 )
             )
         return claims
+
+    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> None:
+        rows = self._rows(ids)
+        kinds = self.workers[worker_id].kinds
+        await self.unpublish_tasks([row.id for row in rows if row.kind not in kinds])
+
+    async def keep_progress(self, progresses: Sequence[Progress]) -> None:
+        self._answer()
+        for each in progresses:
+            row = self.rows.get(each.id)
+            if row and (row.status, row.attempt) == (Status.PROCESSING, each.attempt):
+                row.progress = {"fraction": each.fraction, "message": each.message}
+                row.move(Status.PROCESSING, row.worker_id)
 
     async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
         self._answer()
@@ -290,9 +322,21 @@ class MemoryStore(TaskStore):
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
         return [row.task() for row in self._rows(ids)]
 
-    async def register_worker(self, worker_id: str, name: str, lease_seconds: float) -> None:
+    async def register_worker(
+        self,
+        worker_id: str,
+        name: str,
+        lease_seconds: float,
+        kinds: Iterable[str] = (DEFAULT_KIND,),
+    ) -> None:
         self._answer()
-        self.workers.setdefault(worker_id, Lease(time.monotonic() + lease_seconds))
+        lease = Lease(time.monotonic() + lease_seconds, frozenset(kinds))
+        self.workers.setdefault(worker_id, lease)
+
+    async def find_kinds(self) -> set[str]:
+        self._answer()
+        living = [lease.kinds for lease in self.workers.values() if not lease.is_lapsed]
+        return set().union(*living)
 
     async def renew_lease(
         self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float

@@ -121,7 +121,9 @@ class Consumer:
         claims = await self._service.claim(list(deliveries))
         for claim in claims:
             self._start(claim, deliveries.pop(claim.id))
-        # The rest is final or in other hands: nothing is left to do about it.
+        # The rest is final, in other hands, or to go into them.
+        if deliveries:
+            await self._service.hand_on(list(deliveries))
         await self._acknowledge(list(deliveries.values()))
         return len(claims)
 

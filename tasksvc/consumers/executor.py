@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
 from tasksvc.domain.retry import RetryPolicy, TimedOut, describe
 from tasksvc.domain.task import Claim
-from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -25,12 +26,17 @@ class ResultRefused(Exception):
 
 
 class Executor:
-    """Knows the handler, and what follows a failure."""
+    """Knows the handlers, and what follows a failure."""
 
     def __init__(
-        self, handler: Handler, retry: RetryPolicy, metrics: Metrics, *, max_result_bytes: int
+        self,
+        kinds: Mapping[str, Kind],
+        retry: RetryPolicy,
+        metrics: Metrics,
+        *,
+        max_result_bytes: int,
     ) -> None:
-        self._handler = handler
+        self._kinds = kinds
         self._retry = retry
         self._max_result_bytes = max_result_bytes
         self._observe = metrics.task_processing_duration
@@ -42,25 +48,15 @@ class Executor:
         """
         structlog.contextvars.bind_contextvars(task_id=run.claim.id, attempt=run.claim.attempt)
         started = time.perf_counter()
+        kind = self._kinds[run.claim.kind]
         try:
-            result = await self._run(run.claim)
+            result = await _call(kind, run.claim)
         except BaseException as error:
-            return self._after(error, run)
+            return self._after(error, run, kind.retry or self._retry)
         else:
             return COMPLETED if result is None else self._completed(result, run)
         finally:
             self._observe(time.perf_counter() - started)
-
-    async def _run(self, claim: Claim) -> Any:
-        if claim.timeout_seconds is None:
-            return await self._handler(claim)
-        try:
-            async with asyncio.timeout(claim.timeout_seconds) as limit:
-                return await self._handler(claim)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # the handler's own
-            raise TimedOut(f"It ran for longer than {claim.timeout_seconds:g} s.") from error
 
     def _completed(self, result: Any, run: Run) -> Outcome:
         try:
@@ -73,9 +69,24 @@ class Executor:
         log.warning("Result refused", action="result_refused", reason=reason)
         return outcome.failed(describe(ResultRefused(reason), run.claim.attempt))
 
-    def _after(self, error: BaseException, run: Run) -> Outcome | None:
+    def _after(self, error: BaseException, run: Run, retry: RetryPolicy) -> Outcome | None:
         if run.stop_reason is not None:  # whatever it made of its cancellation
             return None if run.stop_reason is StopReason.LOST else RELEASED
-        then = self._retry.after_failure(run.claim, error)
+        then = retry.after_failure(run.claim, error)
         log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)
         return then
+
+
+async def _call(kind: Kind, claim: Claim) -> Any:
+    """What the handler returns. Raises whatever it does, and TimedOut."""
+    seconds = claim.timeout_seconds or kind.timeout_seconds
+    if seconds is None:
+        return await kind.handler(claim)
+    claim = claim._replace(timeout_seconds=seconds)
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await kind.handler(claim)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the handler's own
+        raise TimedOut(f"It ran for longer than {seconds:g} s.") from error

@@ -5,6 +5,7 @@
     TaskServiceError
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
+    ├── UnknownKind           nobody serves tasks of this kind
     ├── ContentRefused        PostgreSQL does not take this value
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -37,6 +38,10 @@ class TaskIsFinal(TaskServiceError):
     def __init__(self, status: Status) -> None:
         super().__init__(f"The task is {status} already.")
         self.status = status
+
+
+class UnknownKind(TaskServiceError):
+    """Nobody serves tasks of this kind."""
 
 
 class ContentRefused(TaskServiceError):

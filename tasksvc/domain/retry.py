@@ -29,6 +29,18 @@ class Permanent(Exception):
     """Raised by a handler: it failed, and another attempt would fail like it."""
 
 
+class RaisedElsewhere(Exception):
+    """Stands for an error of another process, whose class may be known there alone."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)
+        self.name = name
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class TimedOut(Exception):
     """It ran for longer than it may."""
 
@@ -64,7 +76,8 @@ def describe(error: BaseException, attempt: int) -> dict[str, Any]:
     """An exception as the task's `error` field shows it: never its traceback."""
     # NUL and lone surrogates do not fit into PostgreSQL's text.
     message = _text(error)[:MESSAGE_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
-    return {"type": type(error).__name__, "message": message, "attempt": attempt}
+    name = error.name if isinstance(error, RaisedElsewhere) else type(error).__name__
+    return {"type": name, "message": message, "attempt": attempt}
 
 
 def _text(error: BaseException) -> str:

@@ -40,6 +40,10 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
 """What may follow what. `migrations/` holds the same rule as a guard in the database."""
 
 
+DEFAULT_KIND = "default"
+"""The kind of a task whose client names none: which handler it is for."""
+
+
 class Task(NamedTuple):
     """A task as its clients see it. Times are aware and in UTC."""
 
@@ -56,6 +60,9 @@ class Task(NamedTuple):
     """When a pending task starts, or tries again; None when it may start now."""
     timeout_seconds: float | None = None
     expires_at: datetime | None = None
+    kind: str = DEFAULT_KIND
+    progress: dict[str, Any] | None = None
+    """How far its last run has come: `{fraction, message}`."""
 
     @property
     def is_final(self) -> bool:
@@ -65,6 +72,7 @@ class Task(NamedTuple):
 class Options(NamedTuple):
     """What a client may ask for beside the content; None is the default."""
 
+    kind: str | None = None
     max_attempts: int | None = None
     timeout_seconds: float | None = None
     """How long one run of the handler may take."""
@@ -108,6 +116,16 @@ class Claim(NamedTuple):
     waited_seconds: float
     """From due to claimed, by PostgreSQL's clock."""
     timeout_seconds: float | None = None
+    kind: str = DEFAULT_KIND
+
+
+class Progress(NamedTuple):
+    """How far a run has come, with the attempt that says so."""
+
+    id: str
+    attempt: int
+    fraction: float
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,15 @@ import orjson
 
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import Finish
-from tasksvc.domain.task import Canceled, Claim, NewTask, Status, Task
+from tasksvc.domain.task import (
+    DEFAULT_KIND,
+    Canceled,
+    Claim,
+    NewTask,
+    Progress,
+    Status,
+    Task,
+)
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array, text_array
 from tasksvc.store.database import Database, Row
@@ -49,7 +57,18 @@ class Workers:
     """Until the next lease could run out; None when nobody lives."""
 
 
-_SESSIONS = ("insert", "special", "get", "cancel", "claim", "finish", "lease", "duty", "watch")
+_SESSIONS = (
+    "insert",
+    "special",
+    "get",
+    "cancel",
+    "claim",
+    "progress",
+    "finish",
+    "lease",
+    "duty",
+    "watch",
+)
 
 
 class TaskStore:
@@ -121,6 +140,7 @@ class TaskStore:
                 run_at=found[task.id][1],
                 timeout_seconds=task.options.timeout_seconds,
                 expires_at=task.options.expires_at,
+                kind=task.options.kind or DEFAULT_KIND,
             )
             for task in tasks
             if task.id in found
@@ -137,12 +157,32 @@ class TaskStore:
         )
         return Due(ids, expired, next_seconds)
 
-    async def find_due_tasks(self, limit: int) -> list[str]:
-        return [id for (id,) in await self._run("duty", "find_due_tasks", limit=limit)]
+    async def find_due_tasks(self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)) -> list[str]:
+        rows = await self._run("duty", "find_due_tasks", limit=limit, kinds=text_array(kinds))
+        return [id for (id,) in rows]
 
     async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))
         return [Claim(*row) for row in rows]
+
+    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> None:
+        """Those of kinds that the worker does not serve."""
+        await self._run(
+            "claim", "unpublish_foreign_tasks", worker_id=worker_id, ids=plain_array(ids)
+        )
+
+    async def keep_progress(self, progresses: Sequence[Progress]) -> None:
+        """One for each task, at most."""
+        await self._run(
+            "progress",
+            "keep_progress",
+            ids=plain_array(each.id for each in progresses),
+            attempts=plain_array(each.attempt for each in progresses),
+            progresses=text_array(
+                orjson.dumps({"fraction": each.fraction, "message": each.message}).decode()
+                for each in progresses
+            ),
+        )
 
     async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
         """The ids whose attempt was the current one, and so was written."""
@@ -196,10 +236,25 @@ class TaskStore:
 
     # Who holds what.
 
-    async def register_worker(self, worker_id: str, name: str, lease_seconds: float) -> None:
+    async def register_worker(
+        self,
+        worker_id: str,
+        name: str,
+        lease_seconds: float,
+        kinds: Iterable[str] = (DEFAULT_KIND,),
+    ) -> None:
         await self._run(
-            "lease", "register_worker", worker_id=worker_id, name=name, lease_seconds=lease_seconds
+            "lease",
+            "register_worker",
+            worker_id=worker_id,
+            name=name,
+            lease_seconds=lease_seconds,
+            kinds=text_array(kinds),
         )
+
+    async def find_kinds(self) -> set[str]:
+        """The kinds that some worker serves."""
+        return {kind for (kind,) in await self._run("watch", "find_kinds")}
 
     async def renew_lease(
         self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float

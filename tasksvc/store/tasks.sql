@@ -17,13 +17,13 @@ RETURNING id, created_at;
 
 -- insert_special_tasks --
 -- (nothing) -> pending, for tasks with options.
-INSERT INTO task (id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at)
+INSERT INTO task (id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind)
 SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
     coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
-    timeout_seconds, expires_at
+    timeout_seconds, expires_at, coalesce(kind, 'default')
 FROM json_to_recordset(%(tasks)s::json) AS new (
     id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
-    run_at timestamptz, timeout_seconds float8, expires_at timestamptz
+    run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text
 )
 ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
@@ -83,18 +83,19 @@ SELECT
 -- No change: what a consumer may claim when there is no stream to tell it.
 SELECT id FROM task
 WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
-  AND (expires_at IS NULL OR expires_at > statement_timestamp())
+  AND (expires_at IS NULL OR expires_at > statement_timestamp()) AND kind = ANY(%(kinds)s::text[])
 ORDER BY due_at LIMIT %(limit)s;
 
 -- claim_tasks --
--- pending -> processing. No row for one that is somebody else's, not due or final by now, or locked this instant.
+-- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, or of a
+-- kind that the worker does not serve.
 -- One that this worker holds already was claimed by a call whose answer was lost: it comes back with its attempt.
 -- The lock on the worker's row keeps the rescuer from declaring it dead half way.
 WITH holder AS (
-    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+    SELECT id, kinds FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
 ), wanted AS (
     SELECT task.id, task.status FROM task, holder
-    WHERE task.id = ANY(%(ids)s::uuid[])
+    WHERE task.id = ANY(%(ids)s::uuid[]) AND task.kind = ANY(holder.kinds)
       AND (task.status = 'pending' AND task.due_at <= statement_timestamp()
              AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
            OR task.status = 'processing' AND task.worker_id = holder.id)
@@ -107,7 +108,26 @@ UPDATE task SET
     updated_at = clock_timestamp()
 FROM wanted WHERE task.id = wanted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind;
+
+-- unpublish_foreign_tasks --
+-- pending stays pending: a worker was told of tasks of kinds that it does not serve. The relay tells others.
+UPDATE task SET published_at = NULL
+WHERE id IN (
+    SELECT task.id FROM task, worker
+    WHERE task.id = ANY(%(ids)s::uuid[]) AND task.status = 'pending'
+      AND worker.id = %(worker_id)s::uuid AND task.kind <> ALL(worker.kinds)
+    ORDER BY task.id FOR UPDATE OF task
+);
+
+-- keep_progress --
+-- processing stays processing. No row when the attempt is no longer the current one.
+UPDATE task SET progress = new.progress, updated_at = clock_timestamp()
+FROM (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(attempts)s::int[], %(progresses)s::json[])
+        AS new (id, attempt, progress) ORDER BY id
+) AS new
+WHERE task.id = new.id AND task.attempt = new.attempt AND task.status = 'processing';
 
 -- finish_tasks --
 -- processing -> completed | failed | pending again. No row when the attempt is no longer the current one. The results
@@ -160,7 +180,7 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
-    live.worker_id;
+    kind, progress, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -196,13 +216,20 @@ RETURNING id;
 
 -- get_tasks --
 SELECT id, content, status, created_at, updated_at, error, result,
-    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at
+    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
+    kind, progress
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- register_worker --
-INSERT INTO worker (id, name, expires_at)
-VALUES (%(worker_id)s::uuid, %(name)s, clock_timestamp() + make_interval(secs => %(lease_seconds)s))
+INSERT INTO worker (id, name, expires_at, kinds)
+VALUES (
+    %(worker_id)s::uuid, %(name)s, clock_timestamp() + make_interval(secs => %(lease_seconds)s), %(kinds)s::text[]
+)
 ON CONFLICT (id) DO NOTHING;
+
+-- find_kinds --
+-- No change: the kinds that somebody serves.
+SELECT DISTINCT unnest(kinds) FROM worker WHERE lapsed_at IS NULL;
 
 -- renew_lease --
 -- No row when the worker was declared dead. A statement of its own: a lease must not wait for a lock on the tasks.

@@ -16,10 +16,16 @@ import uuid_utils
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tasksvc.domain.errors import ContentRefused, TaskIsFinal, TaskNotFound, Unavailable
+from tasksvc.domain.errors import (
+    ContentRefused,
+    TaskIsFinal,
+    TaskNotFound,
+    Unavailable,
+    UnknownKind,
+)
 from tasksvc.web.answers import X_REQUEST_ID
 from tasksvc.web.keys import METRICS
-from tasksvc.web.problems import Problem, unavailable
+from tasksvc.web.problems import Problem, unavailable, wrong_shape
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +65,8 @@ def _problem(error: Exception) -> Problem:
             return unavailable(str(error))
         case ContentRefused():
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        case UnknownKind():
+            return wrong_shape([{"pointer": "/kind", "detail": str(error)}])
         case web.HTTPMethodNotAllowed():
             allow = ", ".join(sorted(error.allowed_methods))
             return Problem(

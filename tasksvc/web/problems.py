@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -54,6 +54,13 @@ class Problem(Exception):
         if self.closes:
             response.force_close()
         return response
+
+
+def wrong_shape(errors: Sequence[Mapping[str, str]]) -> Problem:
+    """Each error with the JSON Pointer (RFC 6901) of what is wrong."""
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "The body does not have the right shape.", errors=errors
+    )
 
 
 def unavailable(detail: str) -> Problem:

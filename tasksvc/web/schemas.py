@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import orjson
 from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
-from marshmallow.validate import Range
+from marshmallow.validate import Length, Range
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import NO_OPTIONS, Options, Task
-from tasksvc.web.problems import Problem
+from tasksvc.domain.task import DEFAULT_KIND, NO_OPTIONS, Options, Task
+from tasksvc.web.problems import Problem, wrong_shape
 
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
@@ -43,6 +43,7 @@ class TaskCreate(Schema):
     """The body of `POST /task`."""
 
     content = fields.String(required=True, validate=_without_nul)
+    kind = fields.String(validate=[Length(1, 100), _without_nul])
     max_attempts = fields.Integer(strict=True, validate=Range(1, 1000))
     timeout_seconds = fields.Float(validate=Range(0, MAX_SECONDS, min_inclusive=False))
     delay_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
@@ -81,11 +82,7 @@ def load_task_create(body: bytes) -> TaskOrder:
     try:
         order: TaskOrder = _TASK_CREATE.load(document)
     except ValidationError as error:
-        raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "The body does not have the right shape.",
-            errors=_errors(document, error.messages),
-        ) from None
+        raise wrong_shape(_errors(document, error.messages)) from None
     return order
 
 
@@ -117,6 +114,10 @@ def dump_task(task: Task) -> bytes:
     }
     if task.error is not None:
         document["error"] = task.error
+    if task.kind != DEFAULT_KIND:
+        document["kind"] = task.kind
+    if task.progress is not None:
+        document["progress"] = task.progress
     if task.result is not None:
         document["result"] = task.result
     if task.run_at is not None:

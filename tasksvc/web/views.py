@@ -36,6 +36,8 @@ async def create_task(request: web.Request) -> Answer:
         if app[HEALTH].is_stopping:
             raise unavailable("The service is stopping.")
         order = load_task_create(await _read_json(request))
+        if order.options.kind is not None:
+            await app[SERVICE].check_kind(order.options.kind)
         task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
     except BaseException:
         metrics.task_create_fails.add()

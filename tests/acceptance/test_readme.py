@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tasksvc.settings import Settings
 from tasksvc.web import routes
-from tests.harness import ROOT, ServiceProcess, clean_environment
+from tests.harness import ROOT, ServiceProcess, clean_environment, eventually
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -35,6 +37,27 @@ def test_first_task_goes_as_it_is_shown(start_service: Callable[..., ServiceProc
         assert task["content"] == expected["content"]
         # Whether it is claimed by the second look is a race that the reader may lose too.
         assert task["status"] in {expected["status"], "pending"}
+
+
+async def test_handler_goes_as_it_is_shown(
+    start_service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "tasks.py").write_text(code)
+    service = start_service(TASKSVC_HANDLERS="shop.tasks", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    (commands,) = re.findall(
+        r"```sh\n(.*?)```", README.partition("## Tasks of your own")[2], re.DOTALL
+    )
+    command = commands.splitlines()[1].replace("http://127.0.0.1:8000", service.url)
+
+    answer = await asyncio.to_thread(
+        subprocess.run, shlex.split(command), capture_output=True, check=True, text=True
+    )
+
+    id = json.loads(answer.stdout)["id"]
+    await eventually(lambda: service.task(id)["status"] == "completed")
+    assert service.task(id)["result"] == {"width": 200}
 
 
 def test_table_of_the_api_has_every_route() -> None:

@@ -13,7 +13,7 @@ import uuid_utils
 from tasksvc.domain import outcome
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
-from tasksvc.domain.task import Claim, NewTask, Options, Status, Task
+from tasksvc.domain.task import Claim, NewTask, Options, Progress, Status, Task
 from tasksvc.store.task_store import TaskStore
 from tests.harness import ago, eventually
 
@@ -300,6 +300,68 @@ class TestClaim:
         ids = [(await insert(store))[0] for _ in range(3)]
 
         assert await store.find_due_tasks(2) == ids[:2]
+
+
+class TestKinds:
+    async def test_worker_claims_and_finds_only_kinds_that_it_serves(
+        self, store: TaskStore
+    ) -> None:
+        plain, greeter = await register(store), new_id()
+        await store.register_worker(greeter, "host:2", HOUR, ["greet", 'odd "{kind}, \\'])
+        (other,) = await insert(store)
+        task, odd = special(kind="greet"), special(kind='odd "{kind}, \\')
+        await store.insert_special_tasks([task, odd])
+
+        assert await store.claim_tasks(plain, [task.id, odd.id]) == []
+        assert await store.claim_tasks(greeter, [other]) == []
+        assert await store.find_due_tasks(10) == [other]
+        assert await store.find_due_tasks(10, ["greet"]) == [task.id]
+        assert (await claim(store, greeter, task.id)).kind == "greet"
+        assert (await claim(store, greeter, odd.id)).kind == odd.options.kind
+        assert (await get(store, task.id)).kind == "greet"
+
+    async def test_kinds_that_somebody_serves(self, store: TaskStore) -> None:
+        assert await store.find_kinds() == set()
+        lapsed = new_id()
+        await store.register_worker(lapsed, "host:1", HOUR, ["gone"])
+        await store.retire_worker(lapsed)
+        await store.register_worker(new_id(), "host:1", HOUR, ["greet", "default"])
+        await store.register_worker(new_id(), "host:1", HOUR, ["default"])
+
+        assert await store.find_kinds() == {"greet", "default"}
+
+    async def test_foreign_tasks_go_back_to_the_relay(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        task = special(kind="greet")
+        await store.insert_special_tasks([task])
+        (own,) = await insert(store)
+
+        await store.unpublish_foreign_tasks(worker_id, [task.id, own])
+
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [task.id]
+
+
+class TestProgress:
+    async def test_progress_of_the_current_attempt_is_kept(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+
+        await store.keep_progress([Progress(id, 1, 0.5, 'half "way" \0')])
+
+        task = await get(store, id)
+        assert task.progress == {"fraction": 0.5, "message": 'half "way" \0'}
+        assert task.status is Status.PROCESSING
+
+    async def test_progress_of_an_attempt_that_is_over_is_not(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await store.keep_progress([Progress(id, 2, 0.5, "")])
+        await finish(store, id, 1, COMPLETED)
+        await store.keep_progress([Progress(id, 1, 0.5, ""), Progress(new_id(), 1, 0.5, "")])
+
+        assert (await get(store, id)).progress is None
 
 
 class TestFinish:

@@ -16,6 +16,7 @@ from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Task
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
 from tasksvc.store.task_store import TaskStore
@@ -45,7 +46,9 @@ class Worker:
         self.metrics = metrics
         self.running = Running()
         service.on_lost = self.running.stop
-        executor = Executor(handler, RetryPolicy(0, 0), metrics, max_result_bytes=1000)
+        executor = Executor(
+            {"default": Kind(handler)}, RetryPolicy(0, 0), metrics, max_result_bytes=1000
+        )
         self.consumer = Consumer(1, places, service, stream, executor, self.running)
         self.finisher = self.consumer._finisher
 

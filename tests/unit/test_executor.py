@@ -14,6 +14,7 @@ from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
 
 
@@ -22,7 +23,7 @@ def make_run(*, failures: int = 0) -> Run:
 
 
 def make_executor(handler: Handler, metrics: Metrics) -> Executor:
-    return Executor(handler, RetryPolicy(0.0, 0.0), metrics, max_result_bytes=20)
+    return Executor({"default": Kind(handler)}, RetryPolicy(0.0, 0.0), metrics, max_result_bytes=20)
 
 
 def raises(error: BaseException) -> Handler:

@@ -1,0 +1,67 @@
+"""What a handler is told of its task, beside the content."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from tasksvc.domain.task import Claim
+
+Report = Callable[[Claim, float, str], Awaitable[None]]
+"""Keeps how far a task has come: a fraction from 0 to 1, and a word about it."""
+
+
+@dataclass(slots=True)
+class _Context:
+    id: str
+    """The task's: the key to make effects idempotent."""
+    attempt: int
+    """Which run of the task this is, from 1: the token to fence effects in other systems."""
+    kind: str
+    deadline: float | None
+    """When (`time.monotonic`) the run is stopped; None when it has no time limit."""
+    log: Any = field(init=False, repr=False)
+    """A logger whose lines name the task."""
+
+    def __post_init__(self) -> None:
+        self.log = structlog.get_logger("tasksvc.handler").bind(
+            task_id=self.id, attempt=self.attempt
+        )
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Until the run is stopped; None when it has no time limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+@dataclass(slots=True)
+class Context(_Context):
+    """For a handler on the event loop. That it is canceled, asyncio tells it."""
+
+    _report: Callable[[float, str], Awaitable[None]] = field(repr=False)
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        """Keeps how far the task has come, from 0 to 1, for whoever asks for it."""
+        await self._report(fraction, message)
+
+
+@dataclass(slots=True)
+class SyncContext(_Context):
+    """For a handler in a thread or a process."""
+
+    _report: Callable[[float, str], None] = field(repr=False)
+    _is_canceled: Callable[[], bool] = field(repr=False)
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Keeps how far the task has come, from 0 to 1, for whoever asks for it."""
+        self._report(fraction, message)
+
+    @property
+    def is_canceled(self) -> bool:
+        """Whether the result is no longer wanted: a thread can't be stopped from outside, and had
+        better look now and then. A process is ended."""
+        return self._is_canceled()

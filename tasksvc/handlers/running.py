@@ -1,0 +1,230 @@
+"""How a handler of the user's runs: on the loop, in a thread, or in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry
+from tasksvc.domain.task import Claim
+from tasksvc.handlers import Handler
+from tasksvc.handlers.context import Context, Report, SyncContext
+from tasksvc.handlers.kinds import Declared
+
+_TERMINATE_SECONDS = 2.0
+
+
+class ProcessDied(Exception):
+    """The process of a handler ended without an answer."""
+
+
+class Runners:
+    """Makes handlers of declared functions, and bounds how many run at a time beside the loop."""
+
+    def __init__(self, report: Report, *, threads: int, processes: int) -> None:
+        self._report = report
+        self._threads = asyncio.Semaphore(threads)
+        self._processes = asyncio.Semaphore(processes)
+
+    def handler_of(self, declared: Declared) -> Handler:
+        match declared.run_in:
+            case "loop":
+                return self._on_loop(declared)
+            case "thread":
+                return self._in_thread(declared)
+            case "process":
+                return self._in_process(declared)
+
+    def _on_loop(self, declared: Declared) -> Handler:
+        async def handle(claim: Claim) -> Any:
+            async def report(fraction: float, message: str) -> None:
+                await self._report(claim, fraction, message)
+
+            return await declared.function(
+                claim.content,
+                Context(claim.id, claim.attempt, claim.kind, _deadline(claim), report),
+            )
+
+        return handle
+
+    def _in_thread(self, declared: Declared) -> Handler:
+        async def handle(claim: Claim) -> Any:
+            async with self._threads:
+                loop = asyncio.get_running_loop()
+                ended: asyncio.Future[Any] = loop.create_future()
+
+                def report(fraction: float, message: str) -> None:
+                    keeping = self._report(claim, fraction, message)
+                    asyncio.run_coroutine_threadsafe(_awaited(keeping), loop).result()
+
+                context = SyncContext(
+                    claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
+                )
+                # A thread of its own, and a daemon: one that is not wanted any more must not keep
+                # the process from its end.
+                threading.Thread(
+                    target=_work,
+                    args=(declared.function, claim.content, context, loop, ended),
+                    name=f"task-{claim.id}",
+                    daemon=True,
+                ).start()
+                return await ended
+
+        return handle
+
+    def _in_process(self, declared: Declared) -> Handler:
+        function = declared.function
+        where = (function.__module__, function.__qualname__)
+        forkserver = multiprocessing.get_context("forkserver")
+        forkserver.set_forkserver_preload([__name__, function.__module__])
+
+        async def handle(claim: Claim) -> Any:
+            async with self._processes:
+                ours, theirs = forkserver.Pipe()
+                process = forkserver.Process(
+                    target=_child, args=(theirs, where, claim), daemon=True
+                )
+                try:
+                    await _finished(asyncio.to_thread(process.start))
+                    theirs.close()
+                    return await self._converse(claim, ours)
+                except EOFError:
+                    await asyncio.to_thread(process.join, _TERMINATE_SECONDS)
+                    raise ProcessDied(f"Its exit code is {process.exitcode}.") from None
+                finally:
+                    ours.close()
+                    if process.pid is not None:
+                        await _finished(asyncio.to_thread(_end, process))
+
+        return handle
+
+    async def _converse(self, claim: Claim, ours: Connection) -> Any:
+        """What the process answers, after all that it reports."""
+        while True:
+            await _readable(ours)
+            match ours.recv():
+                case ("progress", fraction, message):
+                    await self._report(claim, fraction, message)
+                case ("result", result):
+                    return result
+                case ("error", error):
+                    raise error
+
+
+def _deadline(claim: Claim) -> float | None:
+    return None if claim.timeout_seconds is None else time.monotonic() + claim.timeout_seconds
+
+
+def _work(
+    function: Callable[..., Any],
+    content: str,
+    context: SyncContext,
+    loop: asyncio.AbstractEventLoop,
+    ended: asyncio.Future[Any],
+) -> None:
+    try:
+        result, error = function(content, context), None
+    except BaseException as raised:
+        result, error = None, raised
+
+    def end() -> None:
+        if ended.done():  # canceled meanwhile
+            return
+        if error is None:
+            ended.set_result(result)
+        elif isinstance(error, StopIteration):  # a future refuses it
+            ended.set_exception(RuntimeError("The handler raised StopIteration."))
+        else:
+            ended.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(end)
+
+
+def _child(theirs: Connection, where: tuple[str, str], claim: Claim) -> None:
+    """All that the process of a handler does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and tells us
+    threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
+    context = SyncContext(
+        claim.id,
+        claim.attempt,
+        claim.kind,
+        _deadline(claim),
+        lambda fraction, message: theirs.send(("progress", fraction, message)),
+        lambda: False,
+    )
+    try:
+        function: Any = import_module(where[0])
+        for name in where[1].split("."):
+            function = getattr(function, name)
+        answer: tuple[str, Any] = ("result", function(claim.content, context))
+    except BaseException as error:
+        answer = ("error", _portable(error))
+    try:
+        theirs.send(answer)
+    except Exception as error:  # it can't be pickled
+        theirs.send(("error", _portable(error)))
+
+
+def _end_with(theirs: Connection) -> None:
+    """Ends this process when the service is gone: nobody wants the result any more."""
+    with suppress(EOFError, OSError):
+        theirs.recv()  # nothing is ever sent this way
+    os._exit(1)
+
+
+def _portable(error: BaseException) -> Exception:
+    """The error as the service may raise it: of a class that it knows, with the traceback as a
+    note."""
+    told: Exception
+    if isinstance(error, Retry):
+        told = Retry(str(error), after_seconds=error.after_seconds)
+    elif isinstance(error, Permanent):
+        told = Permanent(str(error))
+    else:
+        told = RaisedElsewhere(type(error).__name__, str(error))
+    told.add_note("".join(traceback.format_exception(error)))
+    return told
+
+
+def _end(process: Any) -> None:
+    process.terminate()
+    process.join(_TERMINATE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _finished(work: Any) -> Any:
+    """Waits until the work has ended, also when the waiter is canceled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def _readable(connection: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection.fileno())

@@ -1,0 +1,1 @@
+"""Handlers as a user writes them, for the tests."""

@@ -1,0 +1,88 @@
+"""Some of each way to run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from typing import Any
+
+from tasksvc import Context, Permanent, Retry, SyncContext, handler
+
+
+@handler("greet", timeout_seconds=30, max_attempts=5)
+async def greet(content: str, ctx: Context) -> dict[str, Any]:
+    await ctx.progress(0.5, "half the way")
+    return {"hello": content, "attempt": ctx.attempt, "pid": os.getpid()}
+
+
+@handler("whereabouts-thread")
+def in_a_thread(content: str, ctx: SyncContext) -> dict[str, Any]:
+    ctx.progress(0.25, "in a thread")
+    return {"pid": os.getpid(), "thread": threading.current_thread().name, "id": ctx.id}
+
+
+@handler("whereabouts-process", run_in="process")
+def in_a_process(content: str, ctx: SyncContext) -> dict[str, Any]:
+    ctx.progress(0.75, "in a process")
+    return {"pid": os.getpid(), "id": ctx.id, "attempt": ctx.attempt}
+
+
+@handler("sleep")
+async def sleep(content: str, ctx: Context) -> None:
+    await asyncio.sleep(float(content))
+
+
+@handler("sleep-thread")
+def sleep_in_a_thread(content: str, ctx: SyncContext) -> str:
+    until = time.monotonic() + float(content)
+    while time.monotonic() < until:
+        if ctx.is_canceled:
+            return "canceled"
+        time.sleep(0.01)
+    return "slept"
+
+
+@handler("sleep-process", run_in="process")
+def sleep_in_a_process(content: str, ctx: SyncContext) -> None:
+    ctx.progress(0, str(os.getpid()))
+    time.sleep(float(content))
+
+
+@handler("burn", run_in="process")
+def burn(content: str, ctx: SyncContext) -> int:
+    """Holds a core, and the interpreter."""
+    until = time.monotonic() + float(content)
+    rounds = 0
+    while time.monotonic() < until:
+        rounds += 1
+    return rounds
+
+
+class Unheard(Exception):
+    """Of a class that the service need not know."""
+
+
+@handler("fail", max_attempts=2)
+async def fail(content: str, ctx: Context) -> None:
+    match content:
+        case "permanent":
+            raise Permanent("no use")
+        case "retry":
+            raise Retry("busy", after_seconds=0)
+        case _:
+            raise Unheard(content)
+
+
+@handler("fail-process", run_in="process", max_attempts=1)
+def fail_in_a_process(content: str, ctx: SyncContext) -> Any:
+    match content:
+        case "permanent":
+            raise Permanent("no use")
+        case "exit":
+            os._exit(7)
+        case "unpicklable":
+            return lambda: None
+        case _:
+            raise Unheard(content)

@@ -1,0 +1,159 @@
+"""Handlers of the user's own, on the loop, in threads and in processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from tasksvc.domain.retry import Permanent, RaisedElsewhere, describe
+from tasksvc.domain.task import Claim
+from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import load
+from tasksvc.handlers.running import ProcessDied, Runners
+from tests.harness import eventually
+
+DECLARED = load(["tests.handlers.shop"])
+
+Reported = list[tuple[float, str]]
+
+
+@pytest.fixture
+def reported() -> Reported:
+    return []
+
+
+@pytest.fixture
+def handlers(reported: Reported) -> dict[str, Handler]:
+    async def report(claim: Claim, fraction: float, message: str) -> None:
+        reported.append((fraction, message))
+
+    runners = Runners(report, threads=2, processes=2)
+    return {kind: runners.handler_of(each) for kind, each in DECLARED.items()}
+
+
+def claim(kind: str, content: str = "x", *, timeout_seconds: float | None = None) -> Claim:
+    return Claim("an-id", 2, 1, 3, content, None, 0.0, timeout_seconds, kind)
+
+
+async def call(handlers: dict[str, Handler], kind: str, content: str = "x") -> Any:
+    return await handlers[kind](claim(kind, content))
+
+
+async def test_on_the_loop(handlers: dict[str, Handler], reported: Reported) -> None:
+    result = await call(handlers, "greet", "you")
+
+    assert result == {"hello": "you", "attempt": 2, "pid": os.getpid()}
+    assert reported == [(0.5, "half the way")]
+
+
+async def test_in_a_thread(handlers: dict[str, Handler], reported: Reported) -> None:
+    result = await call(handlers, "whereabouts-thread")
+
+    assert result == {"pid": os.getpid(), "thread": "task-an-id", "id": "an-id"}
+    assert reported == [(0.25, "in a thread")]
+
+
+async def test_in_a_process(handlers: dict[str, Handler], reported: Reported) -> None:
+    result = await call(handlers, "whereabouts-process")
+
+    assert result.pop("pid") != os.getpid()
+    assert result == {"id": "an-id", "attempt": 2}
+    assert reported == [(0.75, "in a process")]
+
+
+async def test_loop_goes_on_while_a_process_holds_a_core(handlers: dict[str, Handler]) -> None:
+    burning = asyncio.create_task(call(handlers, "burn", "0.3"))
+    turns = 0
+    while not burning.done():
+        await asyncio.sleep(0.005)
+        turns += 1
+
+    assert await burning > 0
+    assert turns > 10
+
+
+async def test_thread_that_is_canceled_is_told_so_and_not_waited_for(
+    handlers: dict[str, Handler],
+) -> None:
+    running = asyncio.create_task(call(handlers, "sleep-thread", "60"))
+    await asyncio.sleep(0.05)
+
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await eventually(lambda: not _threads())
+
+
+async def test_process_that_is_canceled_is_ended(
+    handlers: dict[str, Handler], reported: Reported
+) -> None:
+    running = asyncio.create_task(call(handlers, "sleep-process", "60"))
+    await eventually(lambda: reported)
+    pid = int(reported[0][1])
+
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not psutil.pid_exists(pid)
+
+
+async def test_time_that_is_left(handlers: dict[str, Handler]) -> None:
+    from tasksvc.handlers.context import Context
+
+    async def report(fraction: float, message: str) -> None:
+        pass
+
+    context = Context("id", 1, "kind", time.monotonic() + 10, report)
+    assert context.remaining_seconds == pytest.approx(10, abs=1)
+    context.deadline = 0.0
+    assert context.remaining_seconds == 0
+    context.deadline = None
+    assert context.remaining_seconds is None
+
+
+async def test_error_of_a_process_keeps_its_name_and_its_traceback(
+    handlers: dict[str, Handler],
+) -> None:
+    with pytest.raises(RaisedElsewhere) as raised:
+        await call(handlers, "fail-process", "why")
+
+    assert describe(raised.value, 1) == {"type": "Unheard", "message": "why", "attempt": 1}
+    assert "fail_in_a_process" in raised.value.__notes__[0]
+
+
+async def test_process_may_say_that_it_is_no_use(handlers: dict[str, Handler]) -> None:
+    with pytest.raises(Permanent, match="no use"):
+        await call(handlers, "fail-process", "permanent")
+
+
+async def test_process_that_dies_fails_its_task_alone(handlers: dict[str, Handler]) -> None:
+    with pytest.raises(ProcessDied, match="exit code is 7"):
+        await call(handlers, "fail-process", "exit")
+
+    assert (await call(handlers, "whereabouts-process"))["id"] == "an-id"
+
+
+async def test_result_that_cannot_leave_its_process(handlers: dict[str, Handler]) -> None:
+    with pytest.raises(RaisedElsewhere):
+        await call(handlers, "fail-process", "unpicklable")
+
+
+async def test_threads_and_processes_are_bounded(handlers: dict[str, Handler]) -> None:
+    for kind in ("sleep-thread", "sleep-process"):
+        began = time.monotonic()
+        await asyncio.gather(*(call(handlers, kind, "0.2") for _ in range(4)))
+
+        assert time.monotonic() - began >= 0.4, kind
+
+
+def _threads() -> list[Any]:
+    import threading
+
+    return [each for each in threading.enumerate() if each.name == "task-an-id"]
