@@ -64,7 +64,7 @@ LABELS = {
     },
     "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
     "code": {"200", "201", "400", "404", "405", "408", "413", "415", "417", "422", "500", "503"},
-    "group": {"create", "get", "cancel", "claim", "finish", "special"},
+    "group": {"create", "get", "cancel", "claim", "finish", "progress", "special"},
 }
 """Every value that a label may have, but for `le` and `version`."""
 
