@@ -194,7 +194,7 @@ class TaskService:
             is_published=self._stream.is_open and not options.waits,
             options=options,
         )
-        if options == NO_OPTIONS:
+        if options is NO_OPTIONS or options == NO_OPTIONS:
             return self._creates.join(task)
         return self._special_creates.join(task)
 

@@ -15,6 +15,7 @@ from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
 from tasksvc.domain.retry import RetryPolicy, TimedOut, describe
 from tasksvc.domain.task import Claim
+from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
 
@@ -50,7 +51,11 @@ class Executor:
         started = time.perf_counter()
         kind = self._kinds[run.claim.kind]
         try:
-            result = await _call(kind, run.claim)
+            seconds = run.claim.timeout_seconds or kind.timeout_seconds
+            if seconds is None:
+                result = await kind.handler(run.claim)
+            else:
+                result = await _within(seconds, kind.handler, run.claim)
         except BaseException as error:
             return self._after(error, run, kind.retry or self._retry)
         else:
@@ -77,15 +82,11 @@ class Executor:
         return then
 
 
-async def _call(kind: Kind, claim: Claim) -> Any:
+async def _within(seconds: float, handler: Handler, claim: Claim) -> Any:
     """What the handler returns. Raises whatever it does, and TimedOut."""
-    seconds = claim.timeout_seconds or kind.timeout_seconds
-    if seconds is None:
-        return await kind.handler(claim)
-    claim = claim._replace(timeout_seconds=seconds)
     try:
         async with asyncio.timeout(seconds) as limit:
-            return await kind.handler(claim)
+            return await handler(claim._replace(timeout_seconds=seconds))
     except TimeoutError as error:
         if not limit.expired():
             raise  # the handler's own
