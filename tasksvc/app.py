@@ -153,7 +153,7 @@ def _pool(
     duties = [
         relay,
         Loop(Rescuer(service, settings.lease_seconds)),
-        Loop(Janitor(service, settings.retention_seconds)),
+        Loop(Janitor(service, settings.retention_seconds, settings.key_seconds)),
     ]
     if consumers:
         duties += [

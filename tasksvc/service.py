@@ -20,6 +20,7 @@ import structlog
 import uuid_utils
 
 from tasksvc.domain.errors import (
+    KeyReused,
     LeaseLost,
     StoreUnavailable,
     StreamUnavailable,
@@ -34,6 +35,8 @@ from tasksvc.domain.task import (
     NO_OPTIONS,
     Canceled,
     Claim,
+    Created,
+    Keyed,
     NewTask,
     Options,
     Progress,
@@ -69,6 +72,18 @@ _READ_SIZE = 100
 def _seconds(since: datetime, until: datetime | None) -> float:
     """0 for a moment that has passed, or is none."""
     return 0.0 if until is None else max(0.0, (until - since).total_seconds())
+
+
+def _created(new: NewTask, own: Task | None, keyed: Mapping[str, Keyed]) -> Created | KeyReused:
+    """What came of a create: its own task, or the one that its key was used for."""
+    if own is not None:
+        return Created(own, is_replayed=False)
+    first = keyed.get(new.key or "")
+    if first is None:
+        raise StoreUnavailable  # the first and its key were deleted this moment: try again
+    if first.fingerprint != new.fingerprint:
+        return KeyReused()
+    return Created(first.task, is_replayed=True)
 
 
 def _weight(task: NewTask) -> int:
@@ -129,7 +144,7 @@ class TaskService:
         self._creates: Group[NewTask, Task] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
-        self._special_creates: Group[NewTask, Task] = Group(
+        self._special_creates: Group[NewTask, Created | KeyReused] = Group(
             "special",
             self._insert_special,
             observe=metrics.group_size("special"),
@@ -185,18 +200,28 @@ class TaskService:
 
         Raises ContentRefused when the database does not take the content.
         """
-        task = NewTask(
-            id=str(uuid_utils.uuid7()),
-            content=content,
-            max_attempts=self._attempts(options),
-            traceparent=traceparent,
-            # The relay publishes what has to wait for its time.
-            is_published=self._stream.is_open and not options.waits,
-            options=options,
-        )
         if options is NO_OPTIONS or options == NO_OPTIONS:
-            return self._creates.join(task)
-        return self._special_creates.join(task)
+            return self._creates.join(self._new_task(content, traceparent, options))
+        return self._create_special(self._new_task(content, traceparent, options))
+
+    async def create_once(
+        self,
+        content: str,
+        traceparent: str | None,
+        options: Options,
+        *,
+        key: str,
+        fingerprint: str,
+    ) -> Created:
+        """The same, and once for a key: a later create with it gets the task of the first.
+
+        Raises KeyReused too: the first had another fingerprint.
+        """
+        task = self._new_task(content, traceparent, options)
+        created = await self._special_creates.join(task._replace(key=key, fingerprint=fingerprint))
+        if isinstance(created, KeyReused):
+            raise created
+        return created
 
     async def get(self, id: str) -> Task:
         """Raises TaskNotFound."""
@@ -387,6 +412,10 @@ class TaskService:
         """Deletes a step of the final tasks that are older than that; how many."""
         return await self._store.delete_finished_tasks(retention_seconds, _BATCH)
 
+    async def forget_keys(self, seconds: float) -> int:
+        """Forgets a step of the keys that are older than that; how many."""
+        return await self._store.forget_keys(seconds, _BATCH)
+
     async def fold_tally(self) -> None:
         await self._store.fold_tally()
 
@@ -426,18 +455,25 @@ class TaskService:
         self._publish_soon([task.id for task in tasks if task.is_published])
         return inserted
 
-    async def _insert_special(self, tasks: list[NewTask]) -> list[Task]:
-        inserted = await self._store.insert_special_tasks(tasks)
-        if len(inserted) < len(tasks):  # the answer to a first try was lost
-            found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
-            inserted = [found[task.id] for task in tasks]
-        self._publish_soon([task.id for task in tasks if task.is_published])
-        for new, task in zip(tasks, inserted, strict=True):
+    async def _insert_special(self, tasks: list[NewTask]) -> list[Created | KeyReused]:
+        found = {task.id: task for task in await self._store.insert_special_tasks(tasks)}
+        keyed: dict[str, Keyed] = {}
+        if len(found) < len(tasks):  # a key was there, or the answer to a first try was lost
+            missing = [task for task in tasks if task.id not in found]
+            if keys := [task.key for task in missing if task.key is not None]:
+                keyed = {each.key: each for each in await self._store.find_keyed_tasks(keys)}
+            rest = [task.id for task in missing]
+            found.update((task.id, task) for task in await self._store.get_tasks(rest))
+        created = [_created(new, found.get(new.id), keyed) for new in tasks]
+        self._publish_soon([task.id for task in tasks if task.is_published and task.id in found])
+        for new in tasks:
+            if (task := found.get(new.id)) is None:
+                continue
             if new.options.waits:
                 self.on_due_in(_seconds(task.created_at, task.run_at))
             if task.expires_at is not None:
                 self.on_due_in(_seconds(task.created_at, task.expires_at))
-        return inserted
+        return created
 
     async def _get(self, ids: list[str]) -> list[Task | None]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}
@@ -485,6 +521,22 @@ class TaskService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    def _new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
+        return NewTask(
+            id=str(uuid_utils.uuid7()),
+            content=content,
+            max_attempts=self._attempts(options),
+            traceparent=traceparent,
+            # The relay publishes what has to wait for its time.
+            is_published=self._stream.is_open and not options.waits,
+            options=options,
+        )
+
+    async def _create_special(self, task: NewTask) -> Task:
+        created = await self._special_creates.join(task)
+        assert isinstance(created, Created)  # it has no key
+        return created.task
 
     def _attempts(self, options: Options) -> int:
         return (

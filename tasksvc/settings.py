@@ -104,6 +104,7 @@ class Settings:
     max_result_bytes: int
     retention_seconds: float
     """0 keeps final tasks for ever."""
+    key_seconds: float
 
     lease_seconds: float
     heartbeat_seconds: float
@@ -160,6 +161,7 @@ def _read(env: Env) -> dict[str, Any]:
         "retry_max_seconds": env.float("TASK_RETRY_MAX_SECONDS", 300.0, validate=not_negative),
         "max_result_bytes": env.int("TASK_MAX_RESULT_BYTES", 65_536, validate=Range(min=1)),
         "retention_seconds": env.float("TASK_RETENTION_SECONDS", 0.0, validate=not_negative),
+        "key_seconds": env.float("TASK_IDEMPOTENCY_SECONDS", 86_400.0, validate=positive),
         # The duties.
         "lease_seconds": lease,
         "heartbeat_seconds": env.float(

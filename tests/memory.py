@@ -20,6 +20,7 @@ from tasksvc.domain.task import (
     FINAL,
     Canceled,
     Claim,
+    Keyed,
     NewTask,
     Progress,
     Status,
@@ -102,6 +103,7 @@ class MemoryStore(TaskStore):
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.workers: dict[str, Lease] = {}
+        self.keys: dict[str, tuple[str, str, datetime]] = {}
         self.is_away = False
 
     @property
@@ -152,8 +154,14 @@ class MemoryStore(TaskStore):
                 row.published_at = None
 
     async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
-        inserted = await self.insert_tasks(tasks)
-        for row, options in [(self.rows[task.id], task.options) for task in tasks]:
+        fresh = []
+        for task in tasks:
+            if task.key is None or task.key not in self.keys:
+                fresh.append(task)
+            if task.key is not None and task.fingerprint is not None:
+                self.keys.setdefault(task.key, (task.fingerprint, task.id, datetime.now(UTC)))
+        inserted = await self.insert_tasks(fresh)
+        for row, options in [(self.rows[task.id], task.options) for task in fresh]:
             row.timeout_seconds = options.timeout_seconds
             row.expires_at = options.expires_at
             row.kind = options.kind or DEFAULT_KIND
@@ -161,6 +169,22 @@ class MemoryStore(TaskStore):
                 seconds=options.delay_seconds or 0
             )
         return [self.rows[task.id].task() for task in inserted]
+
+    async def find_keyed_tasks(self, keys: Sequence[str]) -> list[Keyed]:
+        self._answer()
+        return [
+            Keyed(key, fingerprint, self.rows[id].task())
+            for key, (fingerprint, id, _) in self.keys.items()
+            if key in keys and id in self.rows
+        ]
+
+    async def forget_keys(self, seconds: float, limit: int) -> int:
+        self._answer()
+        then = datetime.now(UTC) - timedelta(seconds=seconds)
+        old = [key for key, (_, _, created_at) in self.keys.items() if created_at < then][:limit]
+        for key in old:
+            del self.keys[key]
+        return len(old)
 
     async def publish_due_tasks(self, lost_before: float, limit: int) -> Due:
         self._answer()
@@ -317,6 +341,7 @@ class MemoryStore(TaskStore):
         )
         for id in old[:limit]:
             del self.rows[id]
+            self.keys = {key: kept for key, kept in self.keys.items() if kept[1] != id}
         return len(old[:limit])
 
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:

@@ -6,6 +6,7 @@
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
     ├── UnknownKind           nobody serves tasks of this kind
+    ├── KeyReused             this key was used for another request
     ├── ContentRefused        PostgreSQL does not take this value
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -42,6 +43,10 @@ class TaskIsFinal(TaskServiceError):
 
 class UnknownKind(TaskServiceError):
     """Nobody serves tasks of this kind."""
+
+
+class KeyReused(TaskServiceError):
+    """This Idempotency-Key was used for another request."""
 
 
 class ContentRefused(TaskServiceError):

@@ -101,6 +101,26 @@ class NewTask(NamedTuple):
     is_published: bool
     """The stream is open and will be told. False leaves the publication to the relay."""
     options: Options = NO_OPTIONS
+    key: str | None = None
+    """The client's idempotency key: of all creates with it, the first makes a task."""
+    fingerprint: str | None = None
+    """What the key was used for, as hexadecimal digits."""
+
+
+class Created(NamedTuple):
+    """What a create came to."""
+
+    task: Task
+    is_replayed: bool
+    """The task is that of an earlier create with the same key."""
+
+
+class Keyed(NamedTuple):
+    """A task that was created under a key."""
+
+    key: str
+    fingerprint: str
+    task: Task
 
 
 class Claim(NamedTuple):

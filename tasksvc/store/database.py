@@ -137,6 +137,7 @@ class Database:
             # Every statement finds its rows by an index. A young table without statistics must
             # not talk the planner into reading all of it.
             "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
             "enable_hashjoin": "off",
             "enable_mergejoin": "off",
             "jit": "off",

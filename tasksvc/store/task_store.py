@@ -14,6 +14,7 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     Canceled,
     Claim,
+    Keyed,
     NewTask,
     Progress,
     Status,
@@ -126,7 +127,8 @@ class TaskStore:
         ]
 
     async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
-        """The same for tasks that have options."""
+        """The same for tasks that have options or a key; one whose key is there already is
+        missing."""
         rows = await self._run("special", "insert_special_tasks", tasks=_documents(tasks))
         found = {id: (created_at, run_at) for id, created_at, run_at in rows}
         return [
@@ -145,6 +147,11 @@ class TaskStore:
             for task in tasks
             if task.id in found
         ]
+
+    async def find_keyed_tasks(self, keys: Sequence[str]) -> list[Keyed]:
+        """The tasks that were created under these keys, in no order."""
+        rows = await self._run("special", "find_keyed_tasks", keys=text_array(keys))
+        return [Keyed(key, fingerprint, _task(*row)) for key, fingerprint, *row in rows]
 
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
@@ -229,6 +236,10 @@ class TaskStore:
             "duty", "delete_finished_tasks", retention_seconds=retention_seconds, limit=limit
         )
         return len(rows)
+
+    async def forget_keys(self, seconds: float, limit: int) -> int:
+        """Forgets some of the keys that are older than that; how many."""
+        return len(await self._run("duty", "forget_keys", seconds=seconds, limit=limit))
 
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
         """Those that are there, in no order."""

@@ -16,17 +16,33 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at;
 
 -- insert_special_tasks --
--- (nothing) -> pending, for tasks with options.
+-- (nothing) -> pending, for tasks with options or a key. A key that is there already, from the same call's first try or
+-- from another create, keeps its task from being inserted. Keys are locked in their order, or two groups could deadlock.
+WITH new AS (
+    SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
+        id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
+        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, key text, fingerprint text
+    )
+), kept AS (
+    INSERT INTO idempotency_key (key, fingerprint, task_id)
+    SELECT key, decode(fingerprint, 'hex'), id FROM new WHERE key IS NOT NULL ORDER BY key
+    ON CONFLICT (key) DO NOTHING
+    RETURNING task_id
+)
 INSERT INTO task (id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind)
 SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
     coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
     timeout_seconds, expires_at, coalesce(kind, 'default')
-FROM json_to_recordset(%(tasks)s::json) AS new (
-    id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
-    run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text
-)
+FROM new WHERE key IS NULL OR id IN (SELECT task_id FROM kept)
 ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
+
+-- find_keyed_tasks --
+-- No change: the tasks that were created under these keys.
+SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, updated_at, error, result,
+    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
+    kind, progress
+FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
@@ -205,14 +221,26 @@ RETURNING task.id, status;
 -- completed | failed | canceled -> (nothing), oldest first, a few at a time. Ids begin with the time of their creation,
 -- in milliseconds, so this reads the old end of the primary key and needs no index of its own. Whoever made them may
 -- have had a clock that is an hour fast.
-DELETE FROM task WHERE id IN (
+WITH old AS (
     SELECT id FROM task
     WHERE finished_at < statement_timestamp() - make_interval(secs => %(retention_seconds)s)
       AND id < (lpad(to_hex(greatest(0, 1000 * (extract(epoch FROM statement_timestamp()) - %(retention_seconds)s + 3600)
           )::bigint), 12, '0') || repeat('0', 20))::uuid
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), forgotten AS (
+    DELETE FROM idempotency_key WHERE task_id IN (SELECT id FROM old)
 )
+DELETE FROM task WHERE id IN (SELECT id FROM old)
 RETURNING id;
+
+-- forget_keys --
+-- The keys that are older than that, oldest first, a few at a time.
+DELETE FROM idempotency_key WHERE key IN (
+    SELECT key FROM idempotency_key
+    WHERE created_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+    ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+RETURNING key;
 
 -- get_tasks --
 SELECT id, content, status, created_at, updated_at, error, result,

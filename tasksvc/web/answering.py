@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler
 
 from tasksvc.domain.errors import (
     ContentRefused,
+    KeyReused,
     TaskIsFinal,
     TaskNotFound,
     Unavailable,
@@ -64,6 +65,8 @@ def _problem(error: Exception) -> Problem:
         case Unavailable():
             return unavailable(str(error))
         case ContentRefused():
+            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        case KeyReused():
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         case UnknownKind():
             return wrong_shape([{"pointer": "/kind", "detail": str(error)}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -65,6 +66,10 @@ class TaskOrder(NamedTuple):
 
     content: str
     options: Options = NO_OPTIONS
+
+    def fingerprint(self) -> str:
+        """The same for the same order, however it was written."""
+        return hashlib.sha256(orjson.dumps([self.content, *self.options])).hexdigest()
 
 
 _TASK_CREATE = TaskCreate()

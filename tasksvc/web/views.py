@@ -12,17 +12,26 @@ import orjson
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import istr
 
+from tasksvc.domain.task import Created
 from tasksvc.web.answers import JSON, Answer
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable
-from tasksvc.web.schemas import dump_task, load_task_create, load_task_id
+from tasksvc.web.schemas import TaskOrder, dump_task, load_task_create, load_task_id
 
 log = structlog.get_logger(__name__)
 
 _is_logged = logging.getLogger(__name__).isEnabledFor
 
 _UTF_8 = frozenset({"utf-8", "utf8"})
+
+IDEMPOTENCY_KEY = istr("Idempotency-Key")
+"""https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"""
+
+IDEMPOTENT_REPLAYED = istr("Idempotent-Replayed")
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context/#traceparent-header"""
@@ -38,14 +47,17 @@ async def create_task(request: web.Request) -> Answer:
         order = load_task_create(await _read_json(request))
         if order.options.kind is not None:
             await app[SERVICE].check_kind(order.options.kind)
-        task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
+        task, is_replayed = await _create(request, order)
     except BaseException:
         metrics.task_create_fails.add()
         raise
     metrics.task_create_successes.add()
     if _is_logged(logging.DEBUG):
         log.debug("Created", action="created", task_id=task.id)
-    return Answer(dump_task(task), status=201, headers={hdrs.LOCATION: f"/task/{task.id}"})
+    headers: dict[str, str] = {hdrs.LOCATION: f"/task/{task.id}"}
+    if is_replayed:
+        headers[IDEMPOTENT_REPLAYED] = "true"
+    return Answer(dump_task(task), status=201, headers=headers)
 
 
 async def get_task(request: web.Request) -> Answer:
@@ -63,7 +75,8 @@ async def cancel_task(request: web.Request) -> Answer:
         metrics.task_cancel_fails.add()
         raise
     metrics.task_cancel_successes.add()
-    log.info("Canceled", action="canceled", task_id=task.id)
+    if _is_logged(logging.DEBUG):
+        log.debug("Canceled", action="canceled", task_id=task.id)
     return Answer(dump_task(task))
 
 
@@ -94,6 +107,22 @@ async def metrics(request: web.Request) -> Answer:
     await request.app[SERVICE].measure()
     body, headers = request.app[METRICS].render(request.headers.getall(hdrs.ACCEPT, []))
     return Answer(body, content_type=headers["Content-Type"])
+
+
+async def _create(request: web.Request, order: TaskOrder) -> Created:
+    service = request.app[SERVICE]
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    traceparent = _traceparent(request)
+    if key is None:
+        task = await service.create(order.content, traceparent, order.options)
+        return Created(task, is_replayed=False)
+    if not _KEY.fullmatch(key):
+        raise Problem(
+            HTTPStatus.BAD_REQUEST, "Idempotency-Key must be 1 to 255 visible ASCII characters."
+        )
+    return await service.create_once(
+        order.content, traceparent, order.options, key=key, fingerprint=order.fingerprint()
+    )
 
 
 async def _read_json(request: web.Request) -> bytes:

@@ -13,7 +13,7 @@ import uuid_utils
 from tasksvc.domain import outcome
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
-from tasksvc.domain.task import Claim, NewTask, Options, Progress, Status, Task
+from tasksvc.domain.task import Claim, Keyed, NewTask, Options, Progress, Status, Task
 from tasksvc.store.task_store import TaskStore
 from tests.harness import ago, eventually
 
@@ -300,6 +300,44 @@ class TestClaim:
         ids = [(await insert(store))[0] for _ in range(3)]
 
         assert await store.find_due_tasks(2) == ids[:2]
+
+
+class TestKeys:
+    async def test_first_create_with_a_key_makes_the_task(self, store: TaskStore) -> None:
+        first = new_task("first")._replace(key="k", fingerprint="ab")
+        (inserted,) = await store.insert_special_tasks([first])
+
+        second = new_task("second")._replace(key="k", fingerprint="cd")
+        assert await store.insert_special_tasks([second]) == []
+        assert await store.get_tasks([second.id]) == []
+        assert await store.find_keyed_tasks(["k", "other"]) == [Keyed("k", "ab", inserted)]
+
+    async def test_of_two_in_one_group_the_first_makes_the_task(self, store: TaskStore) -> None:
+        tasks = [new_task()._replace(key="k", fingerprint="ab") for _ in range(2)]
+
+        inserted = await store.insert_special_tasks([*tasks, special(timeout_seconds=1)])
+
+        assert len(inserted) == 2
+        ((_, _, task),) = await store.find_keyed_tasks(["k"])
+        assert task.id in {task.id for task in tasks}
+
+    async def test_task_that_is_deleted_takes_its_key_with_it(self, store: TaskStore) -> None:
+        task = new_task()._replace(key="k", fingerprint="ab")
+        await store.insert_special_tasks([task])
+        await store.cancel_tasks([task.id])
+        assert await store.delete_finished_tasks(-1, 10) == 1
+
+        again = new_task()._replace(key="k", fingerprint="cd")
+        assert [each.id for each in await store.insert_special_tasks([again])] == [again.id]
+
+    async def test_old_keys_are_forgotten_and_their_tasks_kept(self, store: TaskStore) -> None:
+        tasks = [new_task()._replace(key=f"{n}", fingerprint="ab") for n in range(3)]
+        await store.insert_special_tasks(tasks)
+
+        assert await store.forget_keys(HOUR, 10) == 0
+        assert await store.forget_keys(-1, 2) == 2
+        assert await store.forget_keys(-1, 2) == 1
+        assert len(await store.get_tasks([task.id for task in tasks])) == 3
 
 
 class TestKinds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasksvc.consumers.janitor import Janitor
+from tasksvc.domain.task import NO_OPTIONS
 from tests.harness import query
 from tests.integration.conftest import Worker
 
@@ -21,7 +22,7 @@ COUNT = "SELECT count(*) FROM task"
 
 async def test_old_tasks_go_a_thousand_at_a_time(worker: Worker, database_url: str) -> None:
     query(database_url, FILL, 2500)
-    janitor = Janitor(worker.service, retention_seconds=3600)
+    janitor = Janitor(worker.service, retention_seconds=3600, key_seconds=3600)
 
     steps = [await janitor.run_once() for _ in range(4)]
 
@@ -35,7 +36,7 @@ async def test_young_and_live_tasks_stay(worker: Worker, database_url: str) -> N
     await worker.work()
     await worker.create()
 
-    assert await Janitor(worker.service, retention_seconds=3600).run_once() == 3
+    assert await Janitor(worker.service, retention_seconds=3600, key_seconds=3600).run_once() == 3
 
     assert query(database_url, "SELECT status FROM task ORDER BY id") == [
         ("completed",),
@@ -47,7 +48,7 @@ async def test_young_and_live_tasks_stay(worker: Worker, database_url: str) -> N
 async def test_retention_keeps(worker: Worker, database_url: str, retention_seconds: float) -> None:
     query(database_url, FILL, 3)
 
-    assert await Janitor(worker.service, retention_seconds).run_once() == 0
+    assert await Janitor(worker.service, retention_seconds, key_seconds=3600).run_once() == 0
 
     assert query(database_url, COUNT) == [(3,)]
 
@@ -58,7 +59,7 @@ async def test_tally_is_folded_and_right(worker: Worker, database_url: str) -> N
         await worker.create()
     await worker.work()
     await worker.create()
-    janitor = Janitor(worker.service, retention_seconds=3600)
+    janitor = Janitor(worker.service, retention_seconds=3600, key_seconds=3600)
 
     await janitor.run_once()
     await janitor.run_once()
@@ -70,3 +71,16 @@ async def test_tally_is_folded_and_right(worker: Worker, database_url: str) -> N
         folded[status] = folded.get(status, 0) + tasks
     assert folded == dict(counted)
     assert len(query(database_url, "SELECT status FROM task_tally")) <= 10
+
+
+async def test_old_keys_are_forgotten(worker: Worker, database_url: str) -> None:
+    for key in ("old", "new"):
+        await worker.service.create_once("x", None, NO_OPTIONS, key=key, fingerprint="ab")
+    query(
+        database_url,
+        "UPDATE idempotency_key SET created_at = created_at - interval '2 hours' WHERE key = 'old'",
+    )
+
+    assert await Janitor(worker.service, 0, key_seconds=3600).run_once() == 1
+
+    assert query(database_url, "SELECT key FROM idempotency_key") == [("new",)]

@@ -72,6 +72,13 @@ async def live(store: TaskStore) -> None:
     await store.insert_special_tasks(
         [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, special) for _ in range(200)]
     )
+    keyed = [
+        NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, key=f"{n}", fingerprint="ab")
+        for n in range(200)
+    ]
+    await store.insert_special_tasks(keyed)
+    await store.find_keyed_tasks(["1", "2"])
+    await store.forget_keys(60, 100)
     await store.unpublish_tasks(ids[:20])
     await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)

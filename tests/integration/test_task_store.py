@@ -301,6 +301,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     calls: dict[str, tuple[Any, ...]] = {
         "insert_tasks": ([],),
         "insert_special_tasks": ([],),
+        "find_keyed_tasks": ([],),
+        "forget_keys": (1, 1),
         "unpublish_tasks": ([],),
         "publish_due_tasks": (0, 1),
         "find_due_tasks": (1,),

@@ -69,6 +69,7 @@ def test_defaults(read: Read) -> None:
         ("TASKSVC_HTTP", "http", "Off", "off"),
         ("TASKSVC_REDIS_PREFIX", "redis_prefix", "p", "p"),
         ("TASKSVC_STATE_DIR", "state_dir", "/x", Path("/x")),
+        ("TASK_IDEMPOTENCY_SECONDS", "key_seconds", "5", 5),
         ("TASKSVC_HANDLERS", "handlers", "shop.tasks, shop.mail,", ("shop.tasks", "shop.mail")),
         ("TASKSVC_THREADS", "threads", "5", 5),
         ("TASKSVC_PROCESSES", "processes", "5", 5),
