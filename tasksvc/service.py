@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import structlog
 import uuid_utils
@@ -25,6 +26,7 @@ from tasksvc.domain.errors import (
     StoreUnavailable,
     StreamUnavailable,
     TaskIsFinal,
+    TaskIsNotFinal,
     TaskNotFound,
     Unavailable,
     UnknownKind,
@@ -36,9 +38,11 @@ from tasksvc.domain.task import (
     Canceled,
     Claim,
     Created,
+    Filter,
     Keyed,
     NewTask,
     Options,
+    Page,
     Progress,
     Status,
     Task,
@@ -59,6 +63,11 @@ _CLAIM_SECONDS = 1.0
 
 _LONG_AGO = -1e9
 
+_WINDOW = 10_000
+"""Tasks that a page with filters looks at."""
+
+_LAST_ID = str(UUID(int=(1 << 128) - 1))
+
 _KINDS_SECONDS = 1.0
 """However often an unknown kind is asked for, PostgreSQL is not asked more often."""
 
@@ -72,6 +81,15 @@ _READ_SIZE = 100
 def _seconds(since: datetime, until: datetime | None) -> float:
     """0 for a moment that has passed, or is none."""
     return 0.0 if until is None else max(0.0, (until - since).total_seconds())
+
+
+def _floor(created_after: datetime | None) -> str:
+    """The first id that a task could have which was created after that moment. Whoever made it may
+    have had a clock that is an hour slow."""
+    if created_after is None:
+        return str(UUID(int=0))
+    milliseconds = int((created_after.timestamp() - 3600) * 1000)
+    return str(UUID(int=max(0, milliseconds) << 80))
 
 
 def _created(new: NewTask, own: Task | None, keyed: Mapping[str, Keyed]) -> Created | KeyReused:
@@ -222,6 +240,48 @@ class TaskService:
         if isinstance(created, KeyReused):
             raise created
         return created
+
+    async def create_many(self, orders: Sequence[tuple[str, Options]]) -> list[Task]:
+        """All of the tasks, in order, or none of them.
+
+        Raises ContentRefused when the database does not take one of the contents.
+        """
+        tasks = [self._new_task(content, None, options) for content, options in orders]
+        self._special_creates.check_room()
+        created = await self._special_creates.join_all(tasks)
+        return [each.task for each in created if isinstance(each, Created)]
+
+    async def retry(self, id: str) -> Task:
+        """A new task with the content and the settings of a final one; each names the other.
+
+        Raises TaskNotFound, and TaskIsNotFinal.
+        """
+        new_id = str(uuid_utils.uuid7())
+        is_published = self._stream.is_open
+        is_made = await self._store.retry_task(id, new_id, is_published=is_published)
+        found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
+        if is_made and is_published:
+            self._publish_soon([new_id])
+        if new_id in found:
+            return found[new_id]
+        if id not in found:
+            raise TaskNotFound
+        raise TaskIsNotFinal(found[id].status)
+
+    async def find(self, filter: Filter, before: str | None, limit: int) -> Page:
+        """A page of the tasks that pass the filter, newest first, before an id."""
+        is_filtered = filter != Filter()
+        window = _WINDOW if is_filtered else limit + 1
+        ids, seen, last = await self._store.find_tasks(
+            filter, before or _LAST_ID, _floor(filter.created_after), window, limit + 1
+        )
+        if len(ids) > limit:
+            next_before: str | None = ids[limit - 1]
+        else:
+            next_before = last if seen == window else None
+        found = {task.id: task for task in await self._store.get_tasks(ids[:limit])}
+        # One that was deleted in between is no longer there.
+        return Page([found[id] for id in ids[:limit] if id in found], next_before)
 
     async def get(self, id: str) -> Task:
         """Raises TaskNotFound."""

@@ -20,6 +20,7 @@ from tasksvc.domain.task import (
     FINAL,
     Canceled,
     Claim,
+    Filter,
     Keyed,
     NewTask,
     Progress,
@@ -54,6 +55,8 @@ class Row:
     expires_at: datetime | None = None
     kind: str = DEFAULT_KIND
     progress: dict[str, Any] | None = None
+    retry_of: str | None = None
+    retried_as: str | None = None
 
     def task(self) -> Task:
         return Task(
@@ -69,6 +72,8 @@ class Row:
             self.expires_at,
             self.kind,
             self.progress,
+            self.retry_of,
+            self.retried_as,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -177,6 +182,42 @@ class MemoryStore(TaskStore):
             for key, (fingerprint, id, _) in self.keys.items()
             if key in keys and id in self.rows
         ]
+
+    async def retry_task(self, id: str, new_id: str, *, is_published: bool) -> bool:
+        self._answer()
+        old = self.rows.get(id)
+        if old is None or old.finished_at is None or new_id in self.rows:
+            return False
+        now = datetime.now(UTC)
+        self.rows[new_id] = Row(
+            new_id,
+            old.content,
+            old.max_attempts,
+            old.traceparent,
+            now,
+            now,
+            now if is_published else None,
+            kind=old.kind,
+            timeout_seconds=old.timeout_seconds,
+            retry_of=id,
+        )
+        old.retried_as = new_id
+        return True
+
+    async def find_tasks(
+        self, filter: Filter, before: str, floor: str, window: int, limit: int
+    ) -> tuple[list[str], int, str | None]:
+        self._answer()
+        ids = sorted((id for id in self.rows if floor <= id < before), reverse=True)
+        seen = [self.rows[id] for id in ids[:window]]
+        found = [
+            row.id
+            for row in seen
+            if filter.status in (None, row.status)
+            and filter.kind in (None, row.kind)
+            and (filter.created_after is None or row.created_at > filter.created_after)
+        ]
+        return found[:limit], len(seen), seen[-1].id if seen else None
 
     async def forget_keys(self, seconds: float, limit: int) -> int:
         self._answer()

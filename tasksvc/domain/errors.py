@@ -7,6 +7,7 @@
     ├── TaskIsFinal           it is completed, failed or canceled already
     ├── UnknownKind           nobody serves tasks of this kind
     ├── KeyReused             this key was used for another request
+    ├── TaskIsNotFinal        it is pending or processing still
     ├── ContentRefused        PostgreSQL does not take this value
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -47,6 +48,14 @@ class UnknownKind(TaskServiceError):
 
 class KeyReused(TaskServiceError):
     """This Idempotency-Key was used for another request."""
+
+
+class TaskIsNotFinal(TaskServiceError):
+    """The task is not final yet."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"The task is {status} still.")
+        self.status = status
 
 
 class ContentRefused(TaskServiceError):

@@ -63,6 +63,8 @@ class Task(NamedTuple):
     kind: str = DEFAULT_KIND
     progress: dict[str, Any] | None = None
     """How far its last run has come: `{fraction, message}`."""
+    retry_of: str | None = None
+    retried_as: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -105,6 +107,22 @@ class NewTask(NamedTuple):
     """The client's idempotency key: of all creates with it, the first makes a task."""
     fingerprint: str | None = None
     """What the key was used for, as hexadecimal digits."""
+
+
+class Filter(NamedTuple):
+    """Which tasks are meant; None is any."""
+
+    status: Status | None = None
+    kind: str | None = None
+    created_after: datetime | None = None
+
+
+class Page(NamedTuple):
+    """Some of the tasks, newest first."""
+
+    tasks: list[Task]
+    next_before: str | None
+    """What to go on before; None on the last page. One that is short, or empty, need not be it."""
 
 
 class Created(NamedTuple):

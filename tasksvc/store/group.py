@@ -67,9 +67,13 @@ class Group(Generic[Item, Result]):
             ContentRefused: the database does not take this very item.
             StoreUnavailable: and anything else that `write` raises.
         """
+        self.check_room()
+        return self._enter((item,), is_one=True)
+
+    def check_room(self) -> None:
+        """Raises Overloaded: the waiting line is full."""
         if self._weight >= self._max_waiting:
             raise Overloaded
-        return self._enter((item,), is_one=True)
 
     def join_all(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
         """The results of many items, in order; they stay together.

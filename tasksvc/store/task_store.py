@@ -14,6 +14,7 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     Canceled,
     Claim,
+    Filter,
     Keyed,
     NewTask,
     Progress,
@@ -236,6 +237,29 @@ class TaskStore:
             "duty", "delete_finished_tasks", retention_seconds=retention_seconds, limit=limit
         )
         return len(rows)
+
+    async def retry_task(self, id: str, new_id: str, *, is_published: bool) -> bool:
+        """Whether a new task was made of the final one."""
+        rows = await self._run(
+            "special", "retry_task", id=id, new_id=new_id, is_published=is_published
+        )
+        return bool(rows)
+
+    async def find_tasks(
+        self, filter: Filter, before: str, floor: str, window: int, limit: int
+    ) -> tuple[list[str], int, str | None]:
+        """At most `limit` ids, newest first, of tasks that pass the filter, among the `window`
+        newest from `floor` up to `before`; how many those were, and the last of them."""
+        ((ids, seen, last),) = await self._run(
+            "get",
+            "find_tasks",
+            before=before,
+            floor=floor,
+            window=window,
+            limit=limit,
+            **filter._asdict(),
+        )
+        return ids, seen, last
 
     async def forget_keys(self, seconds: float, limit: int) -> int:
         """Forgets some of the keys that are older than that; how many."""

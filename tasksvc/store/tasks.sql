@@ -41,8 +41,26 @@ RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
 -- No change: the tasks that were created under these keys.
 SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress
+    kind, progress, retry_of, retried_as
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
+
+-- retry_task --
+-- (nothing) -> pending: a new task with the content and the settings of a final one, which is linked to it. No row when
+-- there is no such final task, or the same call's first try has made the new one.
+WITH old AS (
+    SELECT * FROM task
+    WHERE id = %(id)s::uuid AND status IN ('completed', 'failed', 'canceled') ORDER BY id FOR UPDATE
+), new AS (
+    INSERT INTO task (id, content, max_attempts, traceparent, kind, timeout_seconds, published_at, retry_of)
+    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, timeout_seconds,
+        CASE WHEN %(is_published)s THEN clock_timestamp() END, id
+    FROM old
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), linked AS (
+    UPDATE task SET retried_as = new.id FROM old, new WHERE task.id = old.id
+)
+SELECT id FROM new;
 
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
@@ -196,7 +214,7 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
-    kind, progress, live.worker_id;
+    kind, progress, retry_of, retried_as, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -245,8 +263,26 @@ RETURNING key;
 -- get_tasks --
 SELECT id, content, status, created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress
+    kind, progress, retry_of, retried_as
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
+
+-- find_tasks --
+-- No change: one row for a page of tasks, newest first: their ids, how many tasks were looked at, and the last of those.
+-- Filters are applied to so many tasks as are looked at, so that a page costs the same whatever the filters and the table.
+WITH seen AS (
+    SELECT id, status, kind, created_at FROM task
+    WHERE id < %(before)s::uuid AND id >= %(floor)s::uuid ORDER BY id DESC LIMIT %(window)s
+)
+SELECT
+    ARRAY(
+        SELECT id::text FROM seen
+        WHERE (%(status)s::task_status IS NULL OR status = %(status)s::task_status)
+          AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
+          AND (%(created_after)s::timestamptz IS NULL OR created_at > %(created_after)s::timestamptz)
+        ORDER BY id DESC LIMIT %(limit)s
+    ),
+    (SELECT count(*) FROM seen),
+    (SELECT id FROM seen ORDER BY id LIMIT 1);
 
 -- register_worker --
 INSERT INTO worker (id, name, expires_at, kinds)

@@ -20,6 +20,7 @@ from tasksvc.domain.errors import (
     ContentRefused,
     KeyReused,
     TaskIsFinal,
+    TaskIsNotFinal,
     TaskNotFound,
     Unavailable,
     UnknownKind,
@@ -60,7 +61,7 @@ def _problem(error: Exception) -> Problem:
             return error
         case TaskNotFound():
             return Problem(HTTPStatus.NOT_FOUND, str(error))
-        case TaskIsFinal():
+        case TaskIsFinal() | TaskIsNotFinal():
             return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)
         case Unavailable():
             return unavailable(str(error))

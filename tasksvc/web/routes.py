@@ -10,6 +10,9 @@ TASKS = [
     web.post("/task", views.create_task),
     web.get("/task/{task_id}", views.get_task),
     web.patch("/task/{task_id}/cancel", views.cancel_task),
+    web.post("/task/{task_id}/retry", views.retry_task),
+    web.post("/tasks", views.create_tasks),
+    web.get("/tasks", views.find_tasks),
 ]
 
 OPS = [

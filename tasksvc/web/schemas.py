@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import orjson
 from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
+from marshmallow.exceptions import SCHEMA
 from marshmallow.validate import Length, Range
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import DEFAULT_KIND, NO_OPTIONS, Options, Task
+from tasksvc.domain.task import DEFAULT_KIND, NO_OPTIONS, Filter, Options, Status, Task
 from tasksvc.web.problems import Problem, wrong_shape
 
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
 MAX_SECONDS = 366 * 86_400.0
+MAX_TASKS = 1000
+"""In one `POST /tasks`."""
+MAX_PAGE = 100
+"""Tasks in one answer to `GET /tasks`: each may be as large as a request may be."""
+
+_MARK_BYTES = 8
 
 _HEX = "[0-9a-fA-F]"
 _UUID = re.compile(f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}")
@@ -61,6 +72,30 @@ class TaskCreate(Schema):
         return TaskOrder(data.pop("content"), Options(**data))
 
 
+class TasksCreate(Schema):
+    """The body of `POST /tasks`."""
+
+    tasks = fields.List(fields.Nested(TaskCreate), required=True, validate=Length(1, MAX_TASKS))
+
+
+class TaskSearch(Schema):
+    """The query of `GET /tasks`."""
+
+    status = fields.Enum(Status, by_value=True)
+    kind = fields.String(validate=[Length(1, 100), _without_nul])
+    created_after = _Moment(format="iso")
+    limit = fields.Integer(load_default=20, validate=Range(1, MAX_PAGE))
+    cursor = fields.String()
+
+
+class Search(NamedTuple):
+    """Which page of which tasks a client asks for."""
+
+    filter: Filter
+    before: str | None
+    limit: int
+
+
 class TaskOrder(NamedTuple):
     """What a client asks for."""
 
@@ -73,15 +108,53 @@ class TaskOrder(NamedTuple):
 
 
 _TASK_CREATE = TaskCreate()
+_TASKS_CREATE = TasksCreate()
+_TASK_SEARCH = TaskSearch()
+
+
+def load_tasks_create(body: bytes) -> list[TaskOrder]:
+    """Raises Problem, as `load_task_create` does."""
+    document = _document(body)
+    try:
+        orders: list[TaskOrder] = _TASKS_CREATE.load(document)["tasks"]
+    except ValidationError as error:
+        raise wrong_shape(_errors(document, error.messages)) from None
+    return orders
+
+
+def load_search(query: Mapping[str, str]) -> Search:
+    """Raises Problem: 422 for a filter that will not do, 400 for a cursor of other filters."""
+    try:
+        found = _TASK_SEARCH.load(dict(query))
+    except ValidationError as error:
+        raise wrong_shape(_errors({}, error.messages)) from None
+    limit, cursor = found.pop("limit"), found.pop("cursor", None)
+    filter = Filter(**found)
+    return Search(filter, None if cursor is None else _load_cursor(filter, cursor), limit)
+
+
+def dump_cursor(filter: Filter, before: str) -> str:
+    """Opaque, and bound to the filter."""
+    return urlsafe_b64encode(UUID(before).bytes + _mark(filter)).decode()
+
+
+def _load_cursor(filter: Filter, cursor: str) -> str:
+    try:
+        data = urlsafe_b64decode(cursor.encode("ascii"))
+    except ValueError:
+        data = b""
+    if len(data) != 16 + _MARK_BYTES or data[16:] != _mark(filter):
+        raise Problem(HTTPStatus.BAD_REQUEST, "The cursor is not one of this search.")
+    return str(UUID(bytes=data[:16]))
+
+
+def _mark(filter: Filter) -> bytes:
+    return hashlib.sha256(orjson.dumps(list(filter))).digest()[:_MARK_BYTES]
 
 
 def load_task_create(body: bytes) -> TaskOrder:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
-    try:
-        document: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # One type for all: syntax, bad UTF-8, a lone surrogate, NaN, nesting too deep.
-        raise Problem(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
+    document = _document(body)
     if _is_plain(document):
         return TaskOrder(document["content"])
     try:
@@ -89,6 +162,14 @@ def load_task_create(body: bytes) -> TaskOrder:
     except ValidationError as error:
         raise wrong_shape(_errors(document, error.messages)) from None
     return order
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # One type for all: syntax, bad UTF-8, a lone surrogate, NaN, nesting too deep.
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
 
 
 def _is_plain(document: Any) -> bool:
@@ -110,6 +191,18 @@ def load_task_id(text: str) -> str:
 
 def dump_task(task: Task) -> bytes:
     """A task as JSON: its five first keys always, and of the others those that it has."""
+    return orjson.dumps(_shown(task), option=orjson.OPT_UTC_Z)
+
+
+def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> bytes:
+    """Many tasks as JSON."""
+    document: dict[str, Any] = {"tasks": [_shown(task) for task in tasks]}
+    if next_cursor is not None:
+        document["next_cursor"] = next_cursor
+    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+
+
+def _shown(task: Task) -> dict[str, Any]:
     document: dict[str, Any] = {
         "id": task.id,
         "content": task.content,
@@ -131,7 +224,11 @@ def dump_task(task: Task) -> bytes:
         document["timeout_seconds"] = task.timeout_seconds
     if task.expires_at is not None:
         document["expires_at"] = _time(task.expires_at)
-    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+    if task.retry_of is not None:
+        document["retry_of"] = task.retry_of
+    if task.retried_as is not None:
+        document["retried_as"] = task.retried_as
+    return document
 
 
 def _time(moment: datetime) -> datetime | str:
@@ -145,8 +242,20 @@ def _errors(document: Any, messages: Any) -> list[dict[str, str]]:
     """Each with its JSON Pointer (RFC 6901); few, and with the names cut short."""
     if not isinstance(document, dict):
         return [{"pointer": "", "detail": "Must be an object."}]
-    found = []
-    for name, details in list(messages.items())[:MAX_ERRORS]:
+    return list(islice(_flat("", messages, document), MAX_ERRORS))
+
+
+def _flat(pointer: str, messages: Any, document: Any) -> Iterator[dict[str, str]]:
+    if not isinstance(messages, dict):
+        yield {"pointer": pointer, "detail": " ".join(map(str, messages))}
+        return
+    for name, details in messages.items():
+        if name == SCHEMA and not (isinstance(document, dict) and name in document):
+            yield from _flat(pointer, details, None)  # of the object itself
+            continue
         escaped = str(name)[:MAX_NAME_LENGTH].replace("~", "~0").replace("/", "~1")
-        found.append({"pointer": f"/{escaped}", "detail": " ".join(map(str, details))})
-    return found
+        try:
+            inner = document[name]
+        except (LookupError, TypeError):
+            inner = None
+        yield from _flat(f"{pointer}/{escaped}", details, inner)

@@ -14,11 +14,21 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import istr
 
+from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import Created
 from tasksvc.web.answers import JSON, Answer
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
-from tasksvc.web.problems import Problem, unavailable
-from tasksvc.web.schemas import TaskOrder, dump_task, load_task_create, load_task_id
+from tasksvc.web.problems import Problem, unavailable, wrong_shape
+from tasksvc.web.schemas import (
+    TaskOrder,
+    dump_cursor,
+    dump_task,
+    dump_tasks,
+    load_search,
+    load_task_create,
+    load_task_id,
+    load_tasks_create,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +88,57 @@ async def cancel_task(request: web.Request) -> Answer:
     if _is_logged(logging.DEBUG):
         log.debug("Canceled", action="canceled", task_id=task.id)
     return Answer(dump_task(task))
+
+
+async def retry_task(request: web.Request) -> Answer:
+    metrics = request.app[METRICS]
+    metrics.task_create_requests.add()
+    try:
+        if request.app[HEALTH].is_stopping:
+            raise unavailable("The service is stopping.")
+        task = await request.app[SERVICE].retry(load_task_id(request.match_info["task_id"]))
+    except BaseException:
+        metrics.task_create_fails.add()
+        raise
+    metrics.task_create_successes.add()
+    return Answer(dump_task(task), status=201, headers={hdrs.LOCATION: f"/task/{task.id}"})
+
+
+async def create_tasks(request: web.Request) -> Answer:
+    """All of them, or none."""
+    metrics = request.app[METRICS]
+    service = request.app[SERVICE]
+    metrics.task_create_requests.add()
+    try:
+        if request.app[HEALTH].is_stopping:
+            raise unavailable("The service is stopping.")
+        if IDEMPOTENCY_KEY in request.headers:
+            raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key is for POST /task alone.")
+        orders = load_tasks_create(await _read_json(request))
+        for number, order in enumerate(orders):
+            if order.options.kind is not None:
+                try:
+                    await service.check_kind(order.options.kind)
+                except UnknownKind as error:
+                    pointer = f"/tasks/{number}/kind"
+                    raise wrong_shape([{"pointer": pointer, "detail": str(error)}]) from None
+        tasks = await service.create_many(orders)
+    except BaseException:
+        metrics.task_create_fails.add()
+        raise
+    metrics.task_create_successes.add(len(tasks))
+    return Answer(dump_tasks(tasks), status=201)
+
+
+async def find_tasks(request: web.Request) -> Answer:
+    """A page of tasks, newest first."""
+    search = load_search(request.query)
+    page = await request.app[SERVICE].find(search.filter, search.before, search.limit)
+    if page.next_before is None:
+        return Answer(dump_tasks(page.tasks))
+    cursor = dump_cursor(search.filter, page.next_before)
+    url = request.rel_url.update_query(cursor=cursor)
+    return Answer(dump_tasks(page.tasks, cursor), headers={hdrs.LINK: f'<{url}>; rel="next"'})
 
 
 async def health(request: web.Request) -> Answer:

@@ -13,7 +13,7 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain.outcome import COMPLETED, Finish
-from tasksvc.domain.task import NewTask, Options, Progress
+from tasksvc.domain.task import Filter, NewTask, Options, Progress, Status
 from tasksvc.store import queries
 from tasksvc.store.database import Database, Row
 from tasksvc.store.task_store import TaskStore
@@ -95,6 +95,8 @@ async def live(store: TaskStore) -> None:
     await store.lapse_workers(None)
     await store.rescue_tasks([worker_id], 100)
     await store.get_tasks(ids)
+    await store.retry_task(ids[0], str(uuid_utils.uuid7()), is_published=True)
+    await store.find_tasks(Filter(Status.COMPLETED), max(ids), min(ids), 100, 10)
     await store.delete_finished_tasks(60, 100)
     await store.measure()
     await store.fold_tally()
