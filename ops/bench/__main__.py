@@ -22,11 +22,20 @@ from ops.bench.report import Round
 RESULTS = ROOT / "bench-results"
 
 # Alternately to and fro, so that whatever slows the machine down hits all alike.
-ORDER = ("echo_creates", "creates", "lives", "echo_reads", "reads")
+ORDER = (
+    "drain",
+    "echo_creates",
+    "creates",
+    "lives",
+    "echo_reads",
+    "reads_pending",
+    "reads_final",
+)
 
 STARTS = 3
 IDLE_SECONDS = 10.0
 WARM_UP_SECONDS = 0.5
+WARM_UP_BACKLOG = 1000
 BESIDE_SECONDS = 0.4
 """What a measure takes beside its load: its generator's start, a backlog to drain."""
 
@@ -79,7 +88,7 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
     progress.say("starting PostgreSQL, Redis, the echo and the service")
     with Bench(folder, options) as bench:
         progress.say("warming up")
-        bench.options = Options(WARM_UP_SECONDS, options.connections)
+        bench.options = Options(WARM_UP_SECONDS, options.connections, WARM_UP_BACKLOG)
         _round(bench, ORDER, lambda name: None)
         bench.options = options
         for number in range(rounds):
@@ -94,7 +103,7 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
                 )
             )
         progress.say("memory at rest, time to ready")
-        bench.start()  # brings its database up to date
+        bench.start()  # makes its consumer group
         starts = [bench.start() for _ in range(STARTS)]
         progress.say("statements of an idle service")
         idle = bench.idle_statements(IDLE_SECONDS)

@@ -34,7 +34,7 @@ async def measure(answer: bytes, *, status: int = 201) -> dict:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         shared = load.Load([load.get("1").encode()], status)
-        return await load.run(server.sockets[0].getsockname()[1], 2, 0.2, shared)
+        return await load.run([server.sockets[0].getsockname()[1]], 2, 0.2, shared)
 
 
 async def test_counts_whole_answers():
@@ -64,7 +64,7 @@ def test_a_ratio_is_to_the_echo_of_its_own_round():
         return {"rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "unexpected": {"x": 1}, "cpu": cpu}
 
     def round_of(echo: float, service: float) -> dict:
-        ours = {name: found(service) for name in ("creates", "lives", "reads")}
+        ours = {name: found(service) for name in report.MEASURES}
         return {"echo_creates": found(echo), "echo_reads": found(echo), **ours}
 
     rounds = [round_of(100, 80), round_of(10, 6), round_of(50, 35)]
