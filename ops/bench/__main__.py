@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ops.bench import report
+from ops.bench import costs, latency, report
 from ops.bench.children import ROOT, BenchError
 from ops.bench.measures import Bench, Options
 from ops.bench.report import Round
@@ -32,7 +32,12 @@ ORDER = (
     "reads_final",
 )
 
+BESIDE_ROUNDS_SECONDS = 45.0
+"""What takes its time however long the rounds are."""
+
 STARTS = 3
+WAITS = 200
+CANCELS = 200
 IDLE_SECONDS = 10.0
 WARM_UP_SECONDS = 0.5
 WARM_UP_BACKLOG = 1000
@@ -76,13 +81,17 @@ def main(seconds: float, rounds: int, connections: int) -> None:
             raise click.ClickException(str(error)) from None
     path = RESULTS / f"{results['started_at'].replace(':', '')}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
+    picture = path.with_suffix(".svg")
+    picture.write_text(report.picture(results))
     click.echo(report.table(results))
-    click.echo(f"\n{path.relative_to(ROOT)}", err=True)
+    click.echo(f"\n{path.relative_to(ROOT)}, {picture.relative_to(ROOT)}", err=True)
 
 
 def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
     step_seconds = options.seconds + BESIDE_SECONDS
-    progress = Progress(8 + IDLE_SECONDS + STARTS * 2 + rounds * len(ORDER) * step_seconds)
+    progress = Progress(
+        BESIDE_ROUNDS_SECONDS + 3 * options.seconds + rounds * (len(ORDER) * step_seconds + 3)
+    )
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     measured: list[Round] = []
     progress.say("starting PostgreSQL, Redis, the echo and the service")
@@ -102,6 +111,17 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
                     ),
                 )
             )
+        summary = report.summary(measured)
+        top_rate = summary["creates"]["rate"]
+        progress.say("creates at half the top rate")
+        paced = latency.paced_creates(bench, top_rate / 2, 2 * options.seconds)
+        progress.say("cancels")
+        cancels = latency.cancels(bench, CANCELS)
+        progress.say("waits from create to start")
+        waits = latency.idle_wait(bench, WAITS)
+        progress.say("bytes of a life")
+        disk = costs.on_disk(bench)
+        loaded_bytes = max(bench.taking.peak_resident_bytes, bench.working.peak_resident_bytes)
         progress.say("memory at rest, time to ready")
         bench.start()  # makes its consumer group
         starts = [bench.start() for _ in range(STARTS)]
@@ -119,13 +139,18 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
             "load": "closed loop",
         },
         "machine": machine,
-        "summary": report.summary(measured),
+        "summary": summary,
         "beside": {
+            "idle_wait": waits,
+            "cancel": cancels,
+            "paced_creates": paced,
+            "on_disk": disk,
+            "loaded_resident_bytes": loaded_bytes,
             "resident_bytes": statistics.median(each["resident_bytes"] for each in starts),
             "ready_seconds": statistics.median(each["seconds"] for each in starts),
             "idle_statements_a_second": idle["a_second"],
         },
-        "unexpected": report.unexpected(measured),
+        "unexpected": report.unexpected([*measured, {"paced_creates": paced}]),
         "rounds": measured,
     }
 

@@ -96,6 +96,8 @@ async def run(
     pace.is_over = True
     for connection in opened:
         connection.close()
+    if pace.open:
+        await pace.all_closed.wait()
     return {**pace.found(started_at), "asked_rate": rate}
 
 

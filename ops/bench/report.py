@@ -12,6 +12,7 @@ from typing import Any
 
 import redis
 
+from ops.bench import plot
 from ops.bench.children import ROOT
 from ops.bench.measures import Bench, Found
 
@@ -94,17 +95,54 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {words} | {ratio} | {_row(each)} |")
     for name, words in (("echo_creates", "echo of a create"), ("echo_reads", "echo of a read")):
         lines.append(f"| {words} | 1 | {_row(found[name])} |")
-    beside = results["beside"]
     lines += [
         "",
-        f"Resident memory at rest {beside['resident_bytes'] / 1e6:.0f} MB · ready"
-        f" {beside['ready_seconds']:.2f} s after its start · idle"
-        f" {beside['idle_statements_a_second']:.2f} SQL statements a second",
+        *_beside(results["beside"]),
+        "",
         " · ".join(f"{name} {value}" for name, value in results["machine"].items()),
     ]
     for what, count in results["unexpected"].items():
         lines.append(f"UNEXPECTED: {what}, {count} times")
     return "\n".join(lines)
+
+
+def picture(results: dict[str, Any]) -> str:
+    """The ratios, as SVG."""
+    machine, options = results["machine"], results["options"]
+    subtitle = (
+        f"{results['started_at'][:10]}, commit {machine['commit']}: {machine['cores']} cores"
+        f" ({machine['processor']}), PostgreSQL {machine['postgresql']} with fsync"
+        f" {machine['fsync']}, {options['rounds']} rounds of {options['seconds']:g} s"
+    )
+    words = {name: words for name, (words, _) in MEASURES.items()}
+    return plot.chart(
+        "tasksvc beside a bare aiohttp echo", subtitle, plot.bars(results["summary"], words)
+    )
+
+
+def _beside(beside: dict[str, Any]) -> list[str]:
+    """What was measured once."""
+    wait, cancel, disk = beside["idle_wait"], beside["cancel"], beside["on_disk"]
+    paced = beside["paced_creates"]
+    rows = {
+        "wait from create to the handler's start, idle": f"{_percentiles(wait)}:"
+        f" **{wait['commits']:.1f}** times one row committed ({wait['commit_p50_ms']:.2f} ms);"
+        f" its answer after {wait['answer_p50_ms']:.2f} ms",
+        "cancel, idle": _percentiles(cancel),
+        f"create at half the top rate, {paced['asked_rate']:,.0f} a second": _percentiles(paced),
+        "resident memory": f"at rest {beside['resident_bytes'] / 1e6:.0f} MB, under load at most"
+        f" {beside['loaded_resident_bytes'] / 1e6:.0f} MB",
+        "bytes of a life": f"{disk['wal_bytes']:,.0f} of WAL, {disk['table_bytes']:,.0f} of table"
+        " and indexes",
+        "from start to ready, beside warm servers": f"{beside['ready_seconds']:.2f} s",
+        "SQL statements of an idle service": f"{beside['idle_statements_a_second']:.2f} a second",
+    }
+    return ["| | once |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _percentiles(found: Found) -> str:
+    names = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p99_9_ms"}
+    return ", ".join(f"{name} {found[key]:.2f} ms" for name, key in names.items() if key in found)
 
 
 def _row(found: dict[str, float]) -> str:
