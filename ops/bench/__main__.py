@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ops.bench import costs, latency, report
+from ops.bench import costs, growth, growth_report, latency, report
 from ops.bench.children import ROOT, BenchError
 from ops.bench.measures import Bench, Options
 from ops.bench.report import Round
@@ -34,6 +34,9 @@ ORDER = (
 
 BESIDE_ROUNDS_SECONDS = 45.0
 """What takes its time however long the rounds are."""
+
+GROWTH_ROUNDS = 3
+"""At most: each takes more than two minutes."""
 
 STARTS = 3
 WAITS = 200
@@ -69,14 +72,23 @@ class Progress:
 @click.option("--seconds", default=2.0, show_default=True, help="How long each measure loads.")
 @click.option("--rounds", default=5, show_default=True, help="How often each is measured.")
 @click.option("--connections", default=256, show_default=True, help="Of the load, kept alive.")
-def main(seconds: float, rounds: int, connections: int) -> None:
+@click.option("--full", is_flag=True, help="Also how the cost grows: takes about 15 minutes.")
+@click.option(
+    "--finished",
+    default=10_000_000,
+    show_default=True,
+    help="Tasks that are finished before, with --full.",
+)
+def main(seconds: float, rounds: int, connections: int, full: bool, finished: int) -> None:
     """Measure the service beside a bare aiohttp echo, on loopback, with servers of its own."""
     signal.signal(signal.SIGTERM, _stop)
     RESULTS.mkdir(exist_ok=True)
     # Beside the results rather than in /tmp, which may be memory: fsync has to cost what it costs.
     with tempfile.TemporaryDirectory(prefix="run-", dir=RESULTS) as folder:
         try:
-            results = _measure(Path(folder), Options(seconds, connections), rounds)
+            results = _measure(
+                Path(folder), Options(seconds, connections), rounds, finished if full else 0
+            )
         except BenchError as error:
             raise click.ClickException(str(error)) from None
     path = RESULTS / f"{results['started_at'].replace(':', '')}.json"
@@ -84,14 +96,19 @@ def main(seconds: float, rounds: int, connections: int) -> None:
     picture = path.with_suffix(".svg")
     picture.write_text(report.picture(results))
     click.echo(report.table(results))
+    if full:
+        click.echo("\n" + growth_report.tables(results["growth"]))
     click.echo(f"\n{path.relative_to(ROOT)}, {picture.relative_to(ROOT)}", err=True)
 
 
-def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
+def _measure(folder: Path, options: Options, rounds: int, finished: int) -> dict[str, Any]:
+    """Of finished tasks 0: without the growth."""
     step_seconds = options.seconds + BESIDE_SECONDS
-    progress = Progress(
-        BESIDE_ROUNDS_SECONDS + 3 * options.seconds + rounds * (len(ORDER) * step_seconds + 3)
-    )
+    expected = BESIDE_ROUNDS_SECONDS + 3 * options.seconds
+    expected += rounds * (len(ORDER) * step_seconds + 3)
+    if finished:
+        expected += growth.expected_seconds(finished, min(rounds, GROWTH_ROUNDS), options.seconds)
+    progress = Progress(expected)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     measured: list[Round] = []
     progress.say("starting PostgreSQL, Redis, the echo and the service")
@@ -128,6 +145,11 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
         progress.say("statements of an idle service")
         idle = bench.idle_statements(IDLE_SECONDS)
         machine = report.machine(bench)
+        grown = (
+            growth.measure(bench, finished, min(rounds, GROWTH_ROUNDS), progress.say)
+            if finished
+            else None
+        )
         progress.say("stopping")
     progress.end()
     return {
@@ -150,8 +172,11 @@ def _measure(folder: Path, options: Options, rounds: int) -> dict[str, Any]:
             "ready_seconds": statistics.median(each["seconds"] for each in starts),
             "idle_statements_a_second": idle["a_second"],
         },
-        "unexpected": report.unexpected([*measured, {"paced_creates": paced}]),
+        "unexpected": report.unexpected(
+            [*measured, {"paced_creates": paced}, *(growth.flat(grown) if grown else ())]
+        ),
         "rounds": measured,
+        **({"growth": grown} if grown else {}),
     }
 
 

@@ -9,6 +9,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from ops.bench.children import BenchError
+from ops.bench.load import CONTENT_BYTES, content
 from tasksvc.stream.keys import FIELD, GROUP, Keys
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _ID = """
 # As the service inserts them, but in one statement.
 _FILL = f"""
 INSERT INTO task (id, content, max_attempts, published_at)
-SELECT {_ID.format(at="statement_timestamp()")}, repeat('x', %s), 3, clock_timestamp()
+SELECT {_ID.format(at="statement_timestamp()")}, %s, 3, clock_timestamp()
 FROM generate_series(1, %s) AS n
 RETURNING id::text
 """  # noqa: S608 - of constants alone
@@ -36,7 +37,7 @@ INSERT INTO task (
     id, created_at, due_at, published_at, updated_at, finished_at,
     status, attempt, max_attempts, content
 )
-SELECT {_ID.format(at="at")}, at, at, at, at, at, 'completed', 1, 3, repeat('x', %s)
+SELECT {_ID.format(at="at")}, at, at, at, at, at, 'completed', 1, 3, %s
 FROM generate_series(%s, %s) AS n, LATERAL (
     SELECT %s::timestamptz + n * interval '1 ms' AS at
 ) AS moment
@@ -65,9 +66,9 @@ GROUP BY begun
 the first of all was started."""
 
 
-def fill(bench: Bench, database: str, count: int, content_bytes: int = 100) -> str:
+def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES) -> str:
     """So many tasks, in the table and in the stream; returns the lowest of their ids."""
-    ids = [id for (id,) in bench.query(_FILL, content_bytes, count, database=database)]
+    ids = [id for (id,) in bench.query(_FILL, content(content_bytes), count, database=database)]
     key = Keys(database).tasks
     with redis.Redis.from_url(bench.redis.url) as client:
         try:
@@ -100,10 +101,13 @@ def drained(bench: Bench, database: str, since: str) -> dict[str, Any]:
     return {"rate": count / seconds, "count": total, "unexpected": {}}
 
 
-def fill_finished(bench: Bench, database: str, count: int, content_bytes: int = 100) -> None:
+def fill_finished(
+    bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES
+) -> None:
     """So many finished tasks, one each millisecond until a day ago; then as after a long rest:
     vacuumed, analyzed, written to disk."""
     before, after = _WITHOUT_TRIGGERS
+    text = content(content_bytes)
     with bench.cursor(database) as cursor:
         cursor.execute(
             "SELECT statement_timestamp() - interval '1 day' - %s * interval '1 ms'", (count,)
@@ -112,7 +116,7 @@ def fill_finished(bench: Bench, database: str, count: int, content_bytes: int = 
         cursor.execute(before)
         for start in range(1, count + 1, _FINISHED_AT_ONCE):
             end = min(count, start + _FINISHED_AT_ONCE - 1)
-            cursor.execute(_FINISHED, (content_bytes, start, end, begun))
+            cursor.execute(_FINISHED, (text, start, end, begun))
         cursor.execute(after)
         cursor.execute("INSERT INTO task_tally VALUES ('completed', %s)", (count,))
         cursor.execute("VACUUM (ANALYZE) task")

@@ -15,8 +15,8 @@ import orjson
 
 from ops.bench import children
 from ops.bench.children import BenchError
-from ops.bench.load import cancel, percentile
-from ops.bench.measures import CONTENT_BYTES, CREATE, Bench, Found
+from ops.bench.load import CONTENT_BYTES, cancel, content, percentile
+from ops.bench.measures import CREATE, Bench, Found
 
 _WARM_UP = 20
 """Of each kind, before those that count."""
@@ -76,7 +76,7 @@ def idle_wait(bench: Bench, count: int) -> Found:
         cursor.execute("PREPARE insert_single AS INSERT INTO single VALUES ($1, $2)")
         for _ in range(_WARM_UP + count):
             time.sleep(_REST_SECONDS)
-            row = (str(uuid4()), "x" * CONTENT_BYTES)
+            row = (str(uuid4()), content(CONTENT_BYTES))
             begun_at = time.monotonic()
             cursor.execute("EXECUTE insert_single (%s, %s)", row)
             commits.append(time.monotonic() - begun_at)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import re
+import string
 import sys
 import time
 from collections import Counter
@@ -25,6 +27,19 @@ _LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
 
 _END_SECONDS = 10.0
 """For the answers that are still to come when the time is over."""
+
+
+CONTENT_BYTES = 100
+
+
+def content(size: int) -> str:
+    """So many letters, always the same, that no compression makes much smaller."""
+    return "".join(random.Random(0).choices(string.ascii_letters + string.digits, k=size))
+
+
+def create(content_bytes: int) -> str:
+    """A request to create a task with so large a content."""
+    return post(json.dumps({"content": content(content_bytes)}).encode())
 
 
 def post(body: bytes) -> str:

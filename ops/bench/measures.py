@@ -10,22 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import orjson
 import psycopg2
 import redis
 
 from ops.bench import backlog, children
 from ops.bench.children import BenchError, Child
-from ops.bench.load import get, post
+from ops.bench.load import CONTENT_BYTES, create, get
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
-
-CONTENT_BYTES = 100
-
-
-def create(content_bytes: int) -> str:
-    """A request to create a task with so large a content."""
-    return post(orjson.dumps({"content": "x" * content_bytes}))
-
 
 CREATE = create(CONTENT_BYTES)
 
@@ -68,7 +59,7 @@ class Bench:
             self.redis = stack.enter_context(
                 EmbeddedRedis(self._folder / "state", announce=_silent)
             )
-            self.echo = stack.enter_context(children.echo(self._folder, CONTENT_BYTES))
+            self.echo = stack.enter_context(self.echo_of(CONTENT_BYTES))
             self.taking = stack.enter_context(self.service("taking", workers=0))
             self.working = stack.enter_context(
                 self.service("working", workers=1, TASK_CONSUMER_CONCURRENCY=PLACES)
@@ -91,6 +82,10 @@ class Bench:
             TASK_CONSUMER_WORKERS=workers,
             **other,
         )
+
+    def echo_of(self, content_bytes: int) -> Child:
+        """One that is not started yet, whose reads answer so large a content."""
+        return children.echo(self._folder, content_bytes)
 
     def database(self, name: str) -> str:
         """The name of a database that is there, and up to date."""
