@@ -173,7 +173,7 @@ def _measure(folder: Path, options: Options, rounds: int, finished: int) -> dict
             "idle_statements_a_second": idle["a_second"],
         },
         "unexpected": report.unexpected(
-            [*measured, {"paced_creates": paced}, *(growth.flat(grown) if grown else ())]
+            [*measured, {"paced_creates": paced}, *(growth.loads(grown) if grown else ())]
         ),
         "rounds": measured,
         **({"growth": grown} if grown else {}),

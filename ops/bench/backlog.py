@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -52,22 +53,34 @@ _WITHOUT_TRIGGERS = (
     "ALTER TABLE task ENABLE TRIGGER ALL",
 )
 
+_LOWEST_ID = """
+SELECT (lpad(to_hex((extract(epoch FROM statement_timestamp()) * 1000)::bigint), 12, '0')
+        || repeat('0', 20))::uuid::text
+"""
+
 _DRAINED = """
 SELECT (SELECT count(*) FROM task WHERE id >= %(since)s::uuid),
        count(*), extract(epoch FROM max(finished_at) - begun)::float8
 FROM task, (
-    SELECT percentile_disc(0.05) WITHIN GROUP (ORDER BY finished_at) AS begun
+    SELECT coalesce(
+        %(begun_at)s::timestamptz, percentile_disc(0.05) WITHIN GROUP (ORDER BY finished_at)
+    ) AS begun
     FROM task WHERE id >= %(since)s::uuid
 ) AS start
 WHERE id >= %(since)s::uuid AND finished_at > begun
 GROUP BY begun
 """
-"""How many were drained in what time, but for the first twentieth: nothing in the table tells when
-the first of all was started."""
+"""How many were drained in what time: since it began, or but for the first twentieth."""
 
 
-def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES) -> str:
-    """So many tasks, in the table and in the stream; returns the lowest of their ids."""
+def lowest_id(bench: Bench) -> str:
+    """Not above the id of any task that is made from now on."""
+    ((id,),) = bench.query(_LOWEST_ID)
+    return str(id)
+
+
+def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES) -> None:
+    """So many tasks, in the table and in the stream."""
     ids = [id for (id,) in bench.query(_FILL, content(content_bytes), count, database=database)]
     key = Keys(database).tasks
     with redis.Redis.from_url(bench.redis.url) as client:
@@ -82,11 +95,16 @@ def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_B
             for id in ids[start : start + _BATCH]:
                 pipeline.xadd(key, {FIELD: id})
             pipeline.execute()
-    return min(ids)
 
 
-def drained(bench: Bench, database: str, since: str) -> dict[str, Any]:
-    """The rate at which the tasks from this id on come to their end, by the table's own times."""
+def drained(
+    bench: Bench, database: str, since: str, begun_at: datetime | None = None
+) -> dict[str, Any]:
+    """The rate at which the tasks from this id on come to their end, by the table's own times.
+
+    It counts from the moment at which it began; or, since nothing in the table tells when the first
+    of all was started, without the first twentieth.
+    """
     deadline = time.monotonic() + _DRAIN_SECONDS
     with bench.cursor(database) as cursor:
         while True:
@@ -96,7 +114,7 @@ def drained(bench: Bench, database: str, since: str) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 raise BenchError("The backlog was never drained.")
             time.sleep(0.1)
-        cursor.execute(_DRAINED, {"since": since})
+        cursor.execute(_DRAINED, {"since": since, "begun_at": begun_at})
         total, count, seconds = cursor.fetchone()
     return {"rate": count / seconds, "count": total, "unexpected": {}}
 

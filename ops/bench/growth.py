@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import psycopg2
 import redis
 
 from ops.bench import backlog, children, costs
-from ops.bench.children import Child
+from ops.bench.children import BenchError, Child
 from ops.bench.load import CONTENT_BYTES, create, get
 from ops.bench.measures import PLACES, Bench, Found, lives
 from tasksvc.stream.keys import Keys
 
-BACKLOG = 100_000
-WAITING = 100_000
-RUNNING = 10_000
+DRAIN = "drain of 100,000"
+WAITING = "100,000 waiting"
+RUNNING = "10,000 running sleeps"
+
+FAILURES = (BenchError, OSError, subprocess.SubprocessError, psycopg2.Error)
+"""One shape's, which the run outlives."""
 
 _STEP_SECONDS = 12.0
 """What a shape takes beside its five loads."""
@@ -34,7 +39,7 @@ _MANY_SECONDS = 45.0
 _READ_IDS = 1000
 _SCRAPES = 5
 
-_LARGEST_BACKLOG_BYTES = 50_000_000
+_LARGEST_BACKLOG_BYTES = 500_000_000
 
 FIGURES = {
     "creates": ("creates", "echo_creates"),
@@ -81,29 +86,35 @@ Round = dict[str, dict[str, Found]]
 
 def measure(bench: Bench, finished: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """All shapes, to and fro, and what needs many tasks at a time."""
+    failed: dict[str, str] = {}
+
+    def attempt(what: str, step: Callable[[], Found]) -> dict[str, Found]:
+        """What it found, under its name; nothing when it failed, which the run outlives."""
+        say(what)
+        try:
+            return {what: step()}
+        except FAILURES as error:
+            failed[what] = str(error)
+            say(f"{what}: {error}")
+            return {}
+
     say(f"inserting {finished:,} finished tasks")
     backlog.fill_finished(bench, bench.database("bench_grown"), finished)
     measured: list[Round] = []
     for number in range(rounds):
         found: Round = {}
         for shape in SHAPES if number % 2 == 0 else SHAPES[::-1]:
-            say(f"growth {number + 1} of {rounds}: {shape.words}")
-            found[shape.words] = figures(bench, shape)
+            found |= attempt(shape.words, lambda shape=shape: figures(bench, shape))
         measured.append(found)
-    say(f"drain of {BACKLOG:,}")
-    echo = bench.echo_creates()
-    drain = bench.drain(BACKLOG)
-    say(f"memory with {WAITING:,} waiting")
-    waiting = costs.with_waiting(bench, WAITING)
-    say(f"memory with {RUNNING:,} running")
-    running = costs.with_running(bench, RUNNING)
+    many = attempt(DRAIN, lambda: _large_drain(bench))
+    many |= attempt(WAITING, lambda: costs.with_waiting(bench, 100_000))
+    many |= attempt(RUNNING, lambda: costs.with_running(bench, 10_000))
     return {
         "finished": finished,
         "summary": summary(measured),
         "beside_empty": beside_empty(measured),
-        "drain": {**drain, "echo_rate": echo["rate"], "ratio": drain["rate"] / echo["rate"]},
-        "waiting": waiting,
-        "running": running,
+        "many": many,
+        "failed": failed,
         "rounds": measured,
     }
 
@@ -114,13 +125,14 @@ def expected_seconds(finished: int, rounds: int, seconds: float) -> float:
     return finished * _FILL_SECONDS + rounds * each_round + _MANY_SECONDS
 
 
-def flat(growth: Mapping[str, Any]) -> list[dict[str, Found]]:
-    """What was measured, with the shape in its name."""
+def loads(growth: Mapping[str, Any]) -> list[dict[str, Found]]:
+    """What was asked of the services and of the echo, with the shape in its name."""
     return [
         {
             f"{words}, {name}": found
             for words, all_found in each.items()
             for name, found in all_found.items()
+            if "unexpected" in found
         }
         for each in growth["rounds"]
     ]
@@ -129,9 +141,17 @@ def flat(growth: Mapping[str, Any]) -> list[dict[str, Found]]:
 def figures(bench: Bench, shape: Shape) -> dict[str, Found]:
     """Those of one shape, each beside the echo at the same work."""
     database = bench.database(shape.database)
-    request = create(shape.content_bytes)
-    found: dict[str, Found] = {}
+    since = backlog.lowest_id(bench)
+    try:
+        with bench.echo_of(shape.content_bytes) as echo:
+            return _figures(bench, shape, database, since, echo)
+    finally:
+        _forget(bench, shape, since)
 
+
+def _figures(
+    bench: Bench, shape: Shape, database: str, since: str, echo: Child
+) -> dict[str, Found]:
     def load(subjects: Sequence[Child], requests: list[str], status: int) -> Found:
         return children.load(
             *(each.port for each in subjects),
@@ -141,28 +161,33 @@ def figures(bench: Bench, shape: Shape) -> dict[str, Found]:
             seconds=bench.options.seconds,
         )
 
-    with bench.echo_of(shape.content_bytes) as echo:
-        with _services(bench, shape, workers=1) as services:
-            with _held_still(services):
-                since = backlog.fill(bench, database, _backlog(bench, shape), shape.content_bytes)
-            found["drain"] = backlog.drained(bench, database, since)
-            found["echo_creates"] = load([echo], [request], 201)
-            found["lives"] = lives(services, lambda: load(services, [request], 201))
-            reads = _reads_final(bench, database)
-            found["reads_final"] = load(services, reads, 200)
-            found["echo_reads"] = load([echo], reads, 200)
-            found["scrape"] = {"ms": _scrape_ms(services[0]), "unexpected": {}}
-        with _services(bench, shape, workers=0) as services:
-            found["creates"] = load(services, [request], 201)
-    _forget(bench, shape, since)
+    create_one = [create(shape.content_bytes)]
+    found: dict[str, Found] = {}
+    with _services(bench, shape, workers=1) as services:
+        with _held_still(services):
+            backlog.fill(bench, database, _backlog(bench, shape), shape.content_bytes)
+            ((begun_at,),) = bench.query("SELECT clock_timestamp()")
+        found["drain"] = backlog.drained(bench, database, since, begun_at)
+        found["echo_creates"] = load([echo], create_one, 201)
+        found["lives"] = lives(services, lambda: load(services, create_one, 201))
+        reads = _reads_final(bench, database)
+        found["reads_final"] = load(services, reads, 200)
+        found["echo_reads"] = load([echo], reads, 200)
+        found["scrape"] = {"ms": _scrape_ms(services[0])}
+        working_bytes = _peak_bytes(services)
+    with _services(bench, shape, workers=0) as services:
+        found["creates"] = load(services, create_one, 201)
+        found["memory"] = {"peak_resident_bytes": max(working_bytes, _peak_bytes(services))}
     return found
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """For each shape the median and the spread of its ratios, and the milliseconds of a scrape."""
+    """For each shape the median and the spread of its ratios, a scrape and the memory."""
     found: dict[str, Any] = {}
-    for words in rounds[0]:
-        measured = [each[words] for each in rounds]
+    for words in (shape.words for shape in SHAPES):
+        measured = [each[words] for each in rounds if words in each]
+        if not measured:
+            continue
         found[words] = {
             name: {
                 "rate": statistics.median(each[name]["rate"] for each in measured),
@@ -171,15 +196,25 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
             for name in FIGURES
         }
         found[words]["scrape_ms"] = statistics.median(each["scrape"]["ms"] for each in measured)
+        found[words]["peak_resident_bytes"] = max(
+            each["memory"]["peak_resident_bytes"] for each in measured
+        )
     return found
 
 
 def beside_empty(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
     """What becomes of each figure with the finished tasks: 1 when they cost nothing."""
+    both = [each for each in rounds if EMPTY in each and GROWN in each]
     return {
-        name: _spread([_ratio(each[GROWN], name) / _ratio(each[EMPTY], name) for each in rounds])
-        for name in FIGURES
+        name: _spread([_ratio(each[GROWN], name) / _ratio(each[EMPTY], name) for each in both])
+        for name in (FIGURES if both else ())
     }
+
+
+def _large_drain(bench: Bench) -> Found:
+    echo = bench.echo_creates()
+    found = bench.drain(100_000)
+    return {**found, "echo_rate": echo["rate"], "ratio": found["rate"] / echo["rate"]}
 
 
 def _ratio(found: Mapping[str, Found], name: str) -> float:
@@ -236,6 +271,11 @@ def _reads_final(bench: Bench, database: str) -> list[str]:
         database=database,
     )
     return [get(id) for (id,) in ids]
+
+
+def _peak_bytes(services: Sequence[Child]) -> int:
+    """Of the largest of them."""
+    return max(each.peak_resident_bytes for each in services)
 
 
 def _scrape_ms(service: Child) -> float:

@@ -121,7 +121,8 @@ class Bench:
         """Of a backlog, by one service that has just started."""
         settings = {"TASK_CONSUMER_CONCURRENCY": PLACES, **settings}
         database = self.database("bench_draining")
-        since = backlog.fill(self, database, count or self.options.backlog)
+        since = backlog.lowest_id(self)
+        backlog.fill(self, database, count or self.options.backlog)
         with self.service("draining", workers=1, **settings):
             found = backlog.drained(self, database, since)
         self.forget(database)
