@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -22,6 +23,8 @@ CREATE = create(CONTENT_BYTES)
 
 PLACES = 1000
 """For tasks that a consumer runs at a time: with handlers that take no time, a group's size."""
+
+DRAINING = MappingProxyType({"TASK_CONSUMER_CONCURRENCY": PLACES})
 
 _READ_IDS = 1000
 """How many tasks are read in turn."""
@@ -117,9 +120,8 @@ class Bench:
             found = lives([self.working], lambda: self._load(self.working, [CREATE], 201))
         return {**found, "cpu": cpu(found["answers"])}
 
-    def drain(self, count: int = 0, **settings: Any) -> Found:
+    def drain(self, count: int = 0, settings: Mapping[str, Any] = DRAINING) -> Found:
         """Of a backlog, by one service that has just started."""
-        settings = {"TASK_CONSUMER_CONCURRENCY": PLACES, **settings}
         database = self.database("bench_draining")
         since = backlog.lowest_id(self)
         backlog.fill(self, database, count or self.options.backlog)

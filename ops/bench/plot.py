@@ -14,7 +14,7 @@ _ROW = 34
 _BAR = 18
 
 _INK = "#222222"
-_FAINT = "#8a8a8a"
+_FAINT = "#666666"
 _GRID = "#dddddd"
 _BAR_COLOR = "#4c78a8"
 _SPREAD_COLOR = "#1b3a5c"

@@ -201,4 +201,4 @@ class OwnBench:
         return self._bench.lives()
 
     def drain(self) -> Found:
-        return self._bench.drain(**self._settings)
+        return self._bench.drain(settings=self._settings)
