@@ -145,7 +145,7 @@ def service(
     **variables: object,
 ) -> Child:
     """The service of a source tree, as it runs in production but for what a test needs."""
-    settings: dict[str, object] = {"LOG_LEVEL": "info", "TASK_SIMULATED_SECONDS": 0, **variables}
+    settings: dict[str, Any] = {"LOG_LEVEL": "info", "TASK_SIMULATED_SECONDS": 0, **variables}
     return Child(name, ["-m", *command], folder, PYTHONPATH=tree, **settings)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ops.bench.growth import DRAIN, EMPTY, FIGURES, GROWN
+from ops.bench.growth import DRAIN
+from ops.bench.shapes import EMPTY, FIGURES, GROWN
 
 
 def tables(growth: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +156,12 @@ def _row(found: dict[str, float]) -> str:
 def _medians(measured: Iterable[Found]) -> dict[str, float]:
     all_found = list(measured)
 
-    def median(value: Callable[[Found], float]) -> float:
-        return statistics.median(map(value, all_found))
-
-    found = {
-        name: median(lambda each, name=name: each[name])
-        for name in ("rate", "p50_ms", "p99_ms")
-        if name in all_found[0]
-    }
+    found: dict[str, float] = {}
+    for name in ("rate", "p50_ms", "p99_ms"):
+        if name in all_found[0]:
+            found[name] = statistics.median(each[name] for each in all_found)
     for name in all_found[0].get("cpu", ()):
-        found[f"{name}_cpu_us"] = median(lambda each, name=name: each["cpu"][name])
+        found[f"{name}_cpu_us"] = statistics.median(each["cpu"][name] for each in all_found)
     return found
 
 

@@ -1,12 +1,12 @@
 """The arithmetic of how the cost grows. Nothing is started."""
 
 from ops.bench import growth, growth_report
-from ops.bench.growth import EMPTY, GROWN
+from ops.bench.shapes import EMPTY, FIGURES, GROWN, Shape
 
 
 def figures(rate: float) -> dict:
-    loads = {name: {"rate": rate, "unexpected": {}} for name in growth.FIGURES}
-    echoes = {name: {"rate": 100.0, "unexpected": {}} for _, name in growth.FIGURES.values()}
+    loads = {name: {"rate": rate, "unexpected": {}} for name in FIGURES}
+    echoes = {name: {"rate": 100.0, "unexpected": {}} for _, name in FIGURES.values()}
     beside = {"scrape": {"ms": 2.0}, "memory": {"peak_resident_bytes": 70e6}}
     return {**loads, **echoes, **beside}
 
@@ -70,3 +70,7 @@ def test_loads_are_those_that_were_answered():
 
     assert f"{EMPTY}, creates" in names
     assert not any("memory" in name for name in names)
+
+
+def test_only_the_grown_shape_has_the_grown_table():
+    assert Shape("x").database != Shape("x", is_grown=True).database
