@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run migrate test test-fast chaos check lint types layers format bench bench-peers test-tools \
+.PHONY: help install run migrate test test-fast chaos check lint types layers format bench bench-full bench-peers test-tools \
         build start stop test-docker clean
 
 help: ## list the targets
@@ -57,6 +57,9 @@ chaos: $(INSTALLED) ## break everything, and check the promises: SEED= SECONDS= 
 
 bench: $(INSTALLED) ## speed, as a ratio to a bare aiohttp echo of the same run
 	$(BIN)/python -m ops.bench
+
+bench-full: $(INSTALLED) ## the same, and how it grows: ten million finished tasks, more processes, connections, content
+	$(BIN)/python -m ops.bench --full
 
 bench-peers: $(INSTALLED) ## the same beside Celery, arq, SAQ, Procrastinate, BullMQ…: it installs them in .venv-peers
 	$(BIN)/python -m ops.bench.peers

@@ -6,6 +6,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -96,6 +97,16 @@ class Child:
     def resident_bytes(self) -> int:
         return int(psutil.Process(self.pid).memory_info().rss)
 
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most that it ever had; where the kernel does not tell, what it has now."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return self.resident_bytes
+        kilobytes = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(kilobytes[1]) * 1024 if kilobytes else self.resident_bytes
+
     def get(self, path: str) -> tuple[int, str]:
         """Status and body. Raises OSError."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -126,36 +137,59 @@ class Child:
             time.sleep(0.005)
 
 
-def service(name: str, folder: Path, tree: Path = ROOT, **variables: object) -> Child:
+def service(
+    name: str,
+    folder: Path,
+    tree: Path = ROOT,
+    command: tuple[str, ...] = ("tasksvc", "run"),
+    **variables: object,
+) -> Child:
     """The service of a source tree, as it runs in production but for what a test needs."""
-    return Child(
-        name,
-        ["-m", "tasksvc", "run"],
-        folder,
-        PYTHONPATH=tree,
-        LOG_LEVEL="info",
-        TASK_SIMULATED_SECONDS=0,
-        **variables,
+    settings: dict[str, Any] = {"LOG_LEVEL": "info", "TASK_SIMULATED_SECONDS": 0, **variables}
+    return Child(name, ["-m", *command], folder, PYTHONPATH=tree, **settings)
+
+
+def migrate(database_url: str, folder: Path) -> None:
+    """Brings a database up to date, and ends."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tasksvc", "migrate"],
+        cwd=folder,
+        env=_environment({"PYTHONPATH": ROOT, "DATABASE_URL": database_url}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
+    if done.returncode:
+        raise BenchError(f"The database was not migrated: {done.stderr.strip()[-200:]}")
 
 
-def echo(folder: Path) -> Child:
-    return Child("echo", ["-m", "ops.bench.echo", "{port}"], folder, PYTHONPATH=ROOT)
+def echo(folder: Path, content_bytes: int) -> Child:
+    arguments = ["-m", "ops.bench.echo", "{port}", str(content_bytes)]
+    return Child(f"echo-{content_bytes}", arguments, folder, PYTHONPATH=ROOT)
 
 
 def load(
-    port: int, *, requests: list[str], status: int, connections: int, seconds: float
+    *ports: int,
+    requests: list[str],
+    status: int,
+    connections: int,
+    seconds: float,
+    rate: float | None = None,
 ) -> dict[str, Any]:
-    """What the load found (see load.py)."""
+    """What the load found: of a closed loop (see load.py), or of an open one that asks `rate`
+    times a second (see paced.py)."""
     order = {
-        "port": port,
+        "ports": ports,
         "requests": requests,
         "status": status,
         "connections": connections,
         "seconds": seconds,
+        "rate": rate,
     }
+    program = "ops.bench.load" if rate is None else "ops.bench.paced"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ops.bench.load"],
+        [sys.executable, "-m", program],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

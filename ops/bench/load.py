@@ -1,5 +1,7 @@
 """The load: N connections, each of which asks again as soon as it has its answer (a closed loop).
 
+They are spread evenly over the ports of whatever is measured.
+
 It shares the machine with what it measures, so it does as little as it can: a raw protocol,
 requests made before, and of an answer only its status and its length are read. It is a process of
 its own: its order comes as JSON on stdin, its result goes as JSON to stdout.
@@ -10,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import re
+import string
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 import uvloop
@@ -23,6 +27,19 @@ _LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
 
 _END_SECONDS = 10.0
 """For the answers that are still to come when the time is over."""
+
+
+CONTENT_BYTES = 100
+
+
+def content(size: int) -> str:
+    """So many letters, always the same, that no compression makes much smaller."""
+    return "".join(random.Random(0).choices(string.ascii_letters + string.digits, k=size))
+
+
+def create(content_bytes: int) -> str:
+    """A request to create a task with so large a content."""
+    return post(json.dumps({"content": content(content_bytes)}).encode())
 
 
 def post(body: bytes) -> str:
@@ -36,6 +53,11 @@ def post(body: bytes) -> str:
 def get(task_id: str) -> str:
     """A request for a task."""
     return f"GET /task/{task_id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def cancel(task_id: str) -> str:
+    """A request to cancel a task."""
+    return f"PATCH /task/{task_id}/cancel HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def percentile(ordered: list[float], percent: float) -> float:
@@ -57,6 +79,20 @@ class Load:
         self.is_over = False
         self.open = 0
         self.all_closed = asyncio.Event()
+
+    def found(self, started_at: float) -> dict[str, object]:
+        """What there is to tell at the end. Times by the machine's clock, which others have too."""
+        self.latencies.sort()
+        return {
+            "started_at": started_at,
+            "ended_at": self.ended_at,
+            "answers": len(self.latencies),
+            "rate": len(self.latencies) / max(self.ended_at - started_at, 1e-9),
+            "p50_ms": percentile(self.latencies, 50) * 1000,
+            "p99_ms": percentile(self.latencies, 99) * 1000,
+            "p99_9_ms": percentile(self.latencies, 99.9) * 1000,
+            "unexpected": dict(self.unexpected),
+        }
 
 
 class Connection(asyncio.Protocol):
@@ -110,12 +146,14 @@ class Connection(asyncio.Protocol):
             self._load.all_closed.set()
 
 
-async def run(port: int, connections: int, seconds: float, load: Load) -> dict[str, object]:
+async def run(
+    ports: Sequence[int], connections: int, seconds: float, load: Load
+) -> dict[str, object]:
     """The load for so long; the answers that are under way then are waited for and count."""
     loop = asyncio.get_running_loop()
     opened = [
         (await loop.create_connection(lambda: Connection(load), "127.0.0.1", port))[1]
-        for _ in range(connections)
+        for _, port in zip(range(connections), cycle(ports), strict=False)
     ]
     started_at = time.monotonic()
     for connection in opened:
@@ -131,16 +169,7 @@ async def run(port: int, connections: int, seconds: float, load: Load) -> dict[s
             await load.all_closed.wait()
     except TimeoutError:
         load.unexpected["no answer"] += load.open
-    load.latencies.sort()
-    return {
-        "started_at": started_at,  # by the clock of the machine, which other processes have too
-        "ended_at": load.ended_at,
-        "answers": len(load.latencies),
-        "rate": len(load.latencies) / max(load.ended_at - started_at, 1e-9),
-        "p50_ms": percentile(load.latencies, 50) * 1000,
-        "p99_ms": percentile(load.latencies, 99) * 1000,
-        "unexpected": dict(load.unexpected),
-    }
+    return load.found(started_at)
 
 
 def main() -> None:
@@ -148,7 +177,7 @@ def main() -> None:
 
     async def work() -> dict[str, object]:
         load = Load([each.encode() for each in order["requests"]], order["status"])
-        return await run(order["port"], order["connections"], order["seconds"], load)
+        return await run(order["ports"], order["connections"], order["seconds"], load)
 
     json.dump(uvloop.run(work()), sys.stdout)
 

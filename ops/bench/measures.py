@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import orjson
 import psycopg2
 import redis
 
-from ops.bench import children
+from ops.bench import backlog, children
 from ops.bench.children import BenchError, Child
-from ops.bench.load import get, post
+from ops.bench.load import CONTENT_BYTES, create, get
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 
-CONTENT_BYTES = 100
-
-CREATE = post(orjson.dumps({"content": "x" * CONTENT_BYTES}))
+CREATE = create(CONTENT_BYTES)
 
 PLACES = 1000
 """For tasks that a consumer runs at a time: with handlers that take no time, a group's size."""
+
+DRAINING = MappingProxyType({"TASK_CONSUMER_CONCURRENCY": PLACES})
 
 _READ_IDS = 1000
 """How many tasks are read in turn."""
@@ -38,6 +38,8 @@ Found = dict[str, Any]
 class Options:
     seconds: float
     connections: int
+    backlog: int = 20_000
+    """Tasks to drain."""
 
 
 class Bench:
@@ -60,7 +62,7 @@ class Bench:
             self.redis = stack.enter_context(
                 EmbeddedRedis(self._folder / "state", announce=_silent)
             )
-            self.echo = stack.enter_context(children.echo(self._folder))
+            self.echo = stack.enter_context(self.echo_of(CONTENT_BYTES))
             self.taking = stack.enter_context(self.service("taking", workers=0))
             self.working = stack.enter_context(
                 self.service("working", workers=1, TASK_CONSUMER_CONCURRENCY=PLACES)
@@ -71,11 +73,9 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def service(self, name: str, workers: int, **other: Any) -> Child:
-        """One that is not started yet, with what it needs of its own."""
-        database = f"bench_{name}"
-        if not self.query("SELECT 1 FROM pg_database WHERE datname = %s", database):
-            self.query(f"CREATE DATABASE {database}")
+    def service(self, name: str, workers: int, database: str = "", **other: Any) -> Child:
+        """One that is not started yet; its database, which is also its prefix, is made now."""
+        database = self.database(database or f"bench_{name}")
         return children.service(
             name,
             self._folder / name,
@@ -86,48 +86,56 @@ class Bench:
             **other,
         )
 
+    def echo_of(self, content_bytes: int) -> Child:
+        """One that is not started yet, whose reads answer so large a content."""
+        return children.echo(self._folder, content_bytes)
+
+    def database(self, name: str) -> str:
+        """The name of a database that is there, and up to date."""
+        if not self.query("SELECT 1 FROM pg_database WHERE datname = %s", name):
+            self.query(f"CREATE DATABASE {name}")
+            children.migrate(self.database_url(name), self._folder)
+        return name
+
     # The measures of a round.
 
     def echo_creates(self) -> Found:
         return self._load(self.echo, [CREATE], 201)
 
     def echo_reads(self) -> Found:
-        return self._load(self.echo, self._reads(), 200)
+        return self._load(self.echo, self._reads("bench_taking"), 200)
 
     def creates(self) -> Found:
-        self._forget("bench_taking")
+        self.forget("bench_taking")
         return self._load(self.taking, [CREATE], 201)
 
-    def reads(self) -> Found:
-        return self._load(self.taking, self._reads(), 200)
+    def reads_pending(self) -> Found:
+        return self._load(self.taking, self._reads("bench_taking"), 200)
+
+    def reads_final(self) -> Found:
+        return self._load(self.working, self._reads("bench_working"), 200)
 
     def lives(self) -> Found:
-        """The rate of lives that came to their end, from the first request until the last end."""
-        name = "task_processing_success_count"
-        before = self.working.metric(name)
         with self._cpu(self.working) as cpu:
-            found = self._load(self.working, [CREATE], 201)
-            created = found["answers"]
-            backlog = created - (self.working.metric(name) - before)
-            while (lives := self.working.metric(name) - before) < created:
-                if time.monotonic() > found["ended_at"] + _DRAIN_SECONDS:
-                    raise BenchError(f"{created - lives:.0f} of {created} tasks never ended.")
-                time.sleep(0.05)
-            elapsed = time.monotonic() - found["started_at"]
-        return {
-            **found,
-            "rate": lives / elapsed,
-            "creates_rate": found["rate"],
-            "backlog": backlog,
-            "cpu": cpu(int(lives)),
-        }
+            found = lives([self.working], lambda: self._load(self.working, [CREATE], 201))
+        return {**found, "cpu": cpu(found["answers"])}
+
+    def drain(self, count: int = 0, settings: Mapping[str, Any] = DRAINING) -> Found:
+        """Of a backlog, by one service that has just started."""
+        database = self.database("bench_draining")
+        since = backlog.lowest_id(self)
+        backlog.fill(self, database, count or self.options.backlog)
+        with self.service("draining", workers=1, **settings):
+            found = backlog.drained(self, database, since)
+        self.forget(database)
+        return found
 
     # The measures beside the rounds.
 
     def start(self) -> Found:
         """From the process's start to its first healthy answer, with servers that are warm."""
         with self.service("starting", workers=1) as child:
-            time.sleep(0.5)
+            time.sleep(0.5)  # its first round of duties is over
             return {"seconds": child.started_in_seconds, "resident_bytes": child.resident_bytes}
 
     def idle_statements(self, seconds: float) -> Found:
@@ -184,18 +192,39 @@ class Bench:
     def _logged_statements(self) -> int:
         return self.postgres.log.path.read_text(errors="replace").count("LOG:  statement: ")
 
-    def _reads(self) -> list[str]:
-        ids = self.query("SELECT id FROM task LIMIT %s", _READ_IDS, database="bench_taking")
-        if not ids:
-            self._load(self.taking, [CREATE], 201)
-            return self._reads()
+    def _reads(self, database: str) -> list[str]:
+        """Whatever is there: what was created last, or has lived."""
+        ids = self.query("SELECT id FROM task LIMIT %s", _READ_IDS, database=database)
         return [get(id) for (id,) in ids]
 
-    def _forget(self, database: str) -> None:
+    def forget(self, database: str) -> None:
         """The stream of a service without consumers is bounded, and would be full some day."""
         self.query("TRUNCATE task", database=database)
         with redis.Redis.from_url(self.redis.url) as client:
             client.xtrim(f"{database}:tasks", 0, approximate=False)
+
+
+def lives(services: Sequence[Child], load: Callable[[], Found]) -> Found:
+    """The rate of lives that came to their end, from the first request until the last end."""
+
+    def ended() -> float:
+        return sum(each.metric("task_processing_success_count") for each in services)
+
+    before = ended()
+    found = load()
+    created = found["answers"]
+    waiting = created - (ended() - before)
+    while (count := ended() - before) < created:
+        if time.monotonic() > found["ended_at"] + _DRAIN_SECONDS:
+            raise BenchError(f"{created - count:.0f} of {created} tasks never ended.")
+        time.sleep(0.05)
+    elapsed = time.monotonic() - found["started_at"]
+    return {
+        **found,
+        "rate": count / elapsed,
+        "creates_rate": found["rate"],
+        "backlog": waiting,
+    }
 
 
 def _silent(text: str) -> None:

@@ -1,10 +1,11 @@
 """The bench's own arithmetic and its load, against a server that misbehaves on purpose."""
 
 import asyncio
+from xml.etree import ElementTree
 
 import pytest
 
-from ops.bench import load, report
+from ops.bench import load, paced, plot, report
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ async def measure(answer: bytes, *, status: int = 201) -> dict:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         shared = load.Load([load.get("1").encode()], status)
-        return await load.run(server.sockets[0].getsockname()[1], 2, 0.2, shared)
+        return await load.run([server.sockets[0].getsockname()[1]], 2, 0.2, shared)
 
 
 async def test_counts_whole_answers():
@@ -64,7 +65,7 @@ def test_a_ratio_is_to_the_echo_of_its_own_round():
         return {"rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "unexpected": {"x": 1}, "cpu": cpu}
 
     def round_of(echo: float, service: float) -> dict:
-        ours = {name: found(service) for name in ("creates", "lives", "reads")}
+        ours = {name: found(service) for name in report.MEASURES}
         return {"echo_creates": found(echo), "echo_reads": found(echo), **ours}
 
     rounds = [round_of(100, 80), round_of(10, 6), round_of(50, 35)]
@@ -73,3 +74,55 @@ def test_a_ratio_is_to_the_echo_of_its_own_round():
 
     assert (creates["lowest"], creates["ratio"], creates["highest"]) == (0.6, 0.7, 0.8)
     assert report.unexpected(rounds)["creates: x"] == 3
+
+
+async def test_an_open_loop_counts_the_wait_for_a_connection():
+    """A closed loop would find 20 ms each, however much work is left to wait."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            await asyncio.sleep(0.02)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        pace = paced.Pace([load.get("1").encode()], 200)
+        found = await paced.run([server.sockets[0].getsockname()[1]], 1, 0.3, 100, pace)
+
+    assert found["answers"] == 30
+    assert found["unexpected"] == {}
+    assert found["p50_ms"] > 100
+    assert found["p99_ms"] > 250
+
+
+async def test_an_open_loop_ends_when_all_connections_are_lost():
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        pace = paced.Pace([load.get("1").encode()], 200)
+        found = await paced.run([server.sockets[0].getsockname()[1]], 2, 0.3, 100, pace)
+
+    assert found["answers"] == 0
+    assert found["unexpected"]["a lost connection"] == 2
+
+
+def test_the_plot_is_whole_and_shows_every_ratio():
+    summary = {
+        "creates": {"ratio": 0.8, "lowest": 0.7, "highest": 0.9},
+        "drain": {"ratio": 2.5, "lowest": 2.4, "highest": 2.75},
+        "echo_creates": {"rate": 1.0},
+    }
+    bars = plot.bars(summary, {"creates": "creates", "drain": "drain < & >"})
+
+    drawn = ElementTree.fromstring(plot.chart("A & B", "<when>", bars))
+
+    texts = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"A & B", "<when>", "creates", "0.80", "drain < & >", "2.50"} <= set(texts)
+    width = float(drawn.attrib["width"])
+    assert all(
+        0 <= float(each.attrib["x"]) < width - 30 for each in drawn.iter() if "x" in each.attrib
+    )

@@ -23,20 +23,6 @@ _START_SECONDS = 20.0
 _DRAIN_SECONDS = 40.0
 _POLL_SECONDS = 0.005
 
-_CREATED_FOR_DRAIN = 2.0
-"""How long our own backlog is made, for each second of draining."""
-
-_DRAINED = """
-SELECT count(*), count(*) FILTER (WHERE finished_at > begun),
-       extract(epoch FROM max(finished_at) - begun)::float8
-FROM task, (
-    SELECT percentile_disc(0.05) WITHIN GROUP (ORDER BY finished_at) AS begun FROM task
-) AS start
-GROUP BY begun
-"""
-"""How many were drained in what time, but for the first twentieth: nothing in the table tells when
-the first of all was started."""
-
 
 class Process(Child):
     """A worker, or a verb that ends. It has no port: who wants to know looks at its tally."""
@@ -215,35 +201,4 @@ class OwnBench:
         return self._bench.lives()
 
     def drain(self) -> Found:
-        """By the table's own times, and without ANALYZE."""
-        self._create_backlog()
-        with (
-            self._bench.service("draining", workers=1, **self._settings),
-            self._bench.cursor("bench_draining") as cursor,
-        ):
-            self._await_end(cursor)
-            cursor.execute(_DRAINED)
-            count, drained, elapsed = cursor.fetchone()
-            cursor.execute("TRUNCATE task")
-        return {"rate": drained / elapsed, "count": count, "unexpected": {}}
-
-    def _create_backlog(self) -> None:
-        options = self._bench.options
-        with self._bench.service("draining", workers=0) as service:
-            children.load(
-                service.port,
-                requests=[CREATE],
-                status=201,
-                connections=options.connections,
-                seconds=options.seconds * _CREATED_FOR_DRAIN,
-            )
-
-    def _await_end(self, cursor: Any) -> None:
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        while True:
-            cursor.execute("SELECT EXISTS (SELECT FROM task WHERE finished_at IS NULL)")
-            if not cursor.fetchone()[0]:
-                return
-            if time.monotonic() > deadline:
-                raise BenchError("The backlog was never drained.")
-            time.sleep(0.1)
+        return self._bench.drain(settings=self._settings)
