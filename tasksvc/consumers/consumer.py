@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 _WAIT_SECONDS = 1.0
 """The longest wait for a place or a result; both wake the loop when they come."""
 
+_SMALL_GROUP = 50
+
 _STORE_POLL_SECONDS = 0.25
 """Between two looks into the store, while Redis is away and nothing is due."""
 
@@ -50,6 +52,8 @@ class Consumer:
         self._number = number
         self._places = places
         self._free = places
+        # While one half's results are written, the other half is claimed; but not in small groups.
+        self._most_at_once = max(places // 2, min(places, _SMALL_GROUP))
         self._service = service
         self._stream = stream
         self._executor = executor
@@ -67,8 +71,13 @@ class Consumer:
         """Nothing runs, and all that ended is written."""
         return self._free == self._places
 
+    @property
+    def _room(self) -> int:
+        """How many tasks to take next."""
+        return min(self._free, self._most_at_once)
+
     async def run_once(self) -> int:
-        """Takes as many tasks as there are free places; how many."""
+        """Takes as many tasks as there is room for; how many."""
         if self._free == 0:
             self.pause_seconds = _WAIT_SECONDS
             return 0
@@ -129,7 +138,7 @@ class Consumer:
 
     async def _take_from_store(self) -> int:
         self.pause_seconds = _STORE_POLL_SECONDS
-        ids = await self._service.find_due(self._free)
+        ids = await self._service.find_due(self._room)
         claims = await self._service.claim(ids)
         for claim in claims:
             self._start(claim, None)
@@ -138,10 +147,10 @@ class Consumer:
     async def _read(self, worker_id: str) -> dict[str, str]:
         """The ids of tasks, each with its entry in the stream."""
         if self._reread_after is None:
-            entries = await self._stream.read(worker_id, self._number, self._free)
+            entries = await self._stream.read(worker_id, self._number, self._room)
         else:
             entries = await self._stream.read_again(
-                worker_id, self._number, self._free, self._reread_after
+                worker_id, self._number, self._room, self._reread_after
             )
             self._reread_after = entries[-1][0] if entries else None
             entries = [entry for entry in entries if entry[0] not in self._entries]
