@@ -112,7 +112,7 @@ _TASKS_CREATE = TasksCreate()
 _TASK_SEARCH = TaskSearch()
 
 
-def load_tasks_create(body: bytes) -> list[TaskOrder]:
+def load_tasks_create(body: bytes | bytearray) -> list[TaskOrder]:
     """Raises Problem, as `load_task_create` does."""
     document = _document(body)
     try:
@@ -152,7 +152,7 @@ def _mark(filter: Filter) -> bytes:
     return hashlib.sha256(orjson.dumps(list(filter))).digest()[:_MARK_BYTES]
 
 
-def load_task_create(body: bytes) -> TaskOrder:
+def load_task_create(body: bytes | bytearray) -> TaskOrder:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     document = _document(body)
     if _is_plain(document):
@@ -164,7 +164,7 @@ def load_task_create(body: bytes) -> TaskOrder:
     return order
 
 
-def _document(body: bytes) -> Any:
+def _document(body: bytes | bytearray) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -186,7 +186,7 @@ async def _create(request: web.Request, order: TaskOrder) -> Created:
     )
 
 
-async def _read_json(request: web.Request) -> bytes:
+async def _read_json(request: web.Request) -> bytes | bytearray:
     if request.headers.get(hdrs.CONTENT_TYPE) != JSON and not _is_json(request):
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -203,7 +203,7 @@ async def _read_json(request: web.Request) -> bytes:
     try:
         if not request.content.is_eof():
             async with asyncio.timeout(limits.body_timeout_seconds):
-                return await request.read()
+                return await _read_body(request, limits.max_body_bytes)
         # It came with its head: a timer and a loop would cost more than the rest.
         body = request.content.read_nowait()
     except TimeoutError:
@@ -215,6 +215,16 @@ async def _read_json(request: web.Request) -> bytes:
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
     if len(body) > limits.max_body_bytes:
         raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, len(body))
+    return body
+
+
+async def _read_body(request: web.Request, max_bytes: int) -> bytearray:
+    """The whole body. aiohttp's own `read` would keep it for as long as the request lives."""
+    body = bytearray()
+    while data := await request.content.readany():
+        body += data
+        if len(body) > max_bytes:
+            raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
     return body
 
 
