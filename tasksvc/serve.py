@@ -71,8 +71,8 @@ def _calm_the_collector() -> None:
 
 
 def _give_memory_back() -> None:
-    """Large blocks go back to the system as soon as they are free. From glibc's heap they would not:
-    256 creates of 100 kB at a time left it with 340 MB, and now have 130."""
+    """Large blocks go back to the system as soon as they are free. From glibc's heap they would
+    not: 256 creates of 100 kB at a time left it with 340 MB, and now take 130."""
     with suppress(OSError, AttributeError):  # another C library has no such knob
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 

@@ -137,6 +137,7 @@ class TaskService:
         self._stream = stream
         self._metrics = metrics
         self._max_attempts = max_attempts
+        self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
         self._lease_seconds = lease_seconds
         self._lost_margin_seconds = lost_margin_seconds
 
@@ -218,8 +219,12 @@ class TaskService:
 
         Raises ContentRefused when the database does not take the content.
         """
-        if options is NO_OPTIONS or options == NO_OPTIONS:
-            return self._creates.join(self._new_task(content, traceparent, options))
+        if options == NO_OPTIONS:
+            is_published = self._stream.is_open
+            id = str(uuid_utils.uuid7())
+            return self._creates.join(
+                NewTask(id, content, self._default_attempts, traceparent, is_published)
+            )
         return self._create_special(self._new_task(content, traceparent, options))
 
     async def create_once(
@@ -583,14 +588,15 @@ class TaskService:
     # Below.
 
     def _new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
+        # The relay publishes what has to wait for its time.
+        is_published = self._stream.is_open and not options.waits
         return NewTask(
-            id=str(uuid_utils.uuid7()),
-            content=content,
-            max_attempts=self._attempts(options),
-            traceparent=traceparent,
-            # The relay publishes what has to wait for its time.
-            is_published=self._stream.is_open and not options.waits,
-            options=options,
+            str(uuid_utils.uuid7()),
+            content,
+            self._attempts(options),
+            traceparent,
+            is_published,
+            options,
         )
 
     async def _create_special(self, task: NewTask) -> Task:

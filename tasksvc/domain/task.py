@@ -71,6 +71,10 @@ class Task(NamedTuple):
         return self.status in FINAL
 
 
+NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None)
+"""What a plain task has after its five first fields."""
+
+
 class Options(NamedTuple):
     """What a client may ask for beside the content; None is the default."""
 

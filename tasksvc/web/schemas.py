@@ -18,7 +18,15 @@ from marshmallow.exceptions import SCHEMA
 from marshmallow.validate import Length, Range
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import DEFAULT_KIND, NO_OPTIONS, Filter, Options, Status, Task
+from tasksvc.domain.task import (
+    DEFAULT_KIND,
+    NO_OPTIONS,
+    NOTHING_MORE,
+    Filter,
+    Options,
+    Status,
+    Task,
+)
 from tasksvc.web.problems import Problem, wrong_shape
 
 MAX_ERRORS = 10
@@ -210,6 +218,8 @@ def _shown(task: Task) -> dict[str, Any]:
         "created_at": _time(task.created_at),
         "updated_at": None if task.updated_at is None else _time(task.updated_at),
     }
+    if task[5:] == NOTHING_MORE:
+        return document
     if task.error is not None:
         document["error"] = task.error
     if task.kind != DEFAULT_KIND:

@@ -57,7 +57,11 @@ async def create_task(request: web.Request) -> Answer:
         order = load_task_create(await _read_json(request))
         if order.options.kind is not None:
             await app[SERVICE].check_kind(order.options.kind)
-        task, is_replayed = await _create(request, order)
+        is_replayed = False
+        if IDEMPOTENCY_KEY in request.headers:
+            task, is_replayed = await _create_once(request, order)
+        else:
+            task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
     except BaseException:
         metrics.task_create_fails.add()
         raise
@@ -170,19 +174,18 @@ async def metrics(request: web.Request) -> Answer:
     return Answer(body, content_type=headers["Content-Type"])
 
 
-async def _create(request: web.Request, order: TaskOrder) -> Created:
-    service = request.app[SERVICE]
-    key = request.headers.get(IDEMPOTENCY_KEY)
-    traceparent = _traceparent(request)
-    if key is None:
-        task = await service.create(order.content, traceparent, order.options)
-        return Created(task, is_replayed=False)
+async def _create_once(request: web.Request, order: TaskOrder) -> Created:
+    key = request.headers[IDEMPOTENCY_KEY]
     if not _KEY.fullmatch(key):
         raise Problem(
             HTTPStatus.BAD_REQUEST, "Idempotency-Key must be 1 to 255 visible ASCII characters."
         )
-    return await service.create_once(
-        order.content, traceparent, order.options, key=key, fingerprint=order.fingerprint()
+    return await request.app[SERVICE].create_once(
+        order.content,
+        _traceparent(request),
+        order.options,
+        key=key,
+        fingerprint=order.fingerprint(),
     )
 
 

@@ -337,7 +337,7 @@ async def test_wrong_method_is_told_the_right_ones(
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/nope", "/task/", f"/task/{NOBODY}/", "/tasks", "/TASK", "//task", "/task//cancel"],
+    ["/", "/nope", "/task/", f"/task/{NOBODY}/", "/taskss", "/TASK", "//task", "/task//cancel"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "LOCK"])
 async def test_unknown_path_is_not_found(
