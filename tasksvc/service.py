@@ -204,7 +204,7 @@ class TaskService:
 
     async def check_kind(self, kind: str) -> None:
         """Raises UnknownKind when nobody serves it."""
-        if kind in self._kinds or kind in self._others_kinds:
+        if kind in self._kinds:
             return
         if time.monotonic() - self._kinds_asked_at >= _KINDS_SECONDS:
             self._others_kinds = await self._store.find_kinds()

@@ -59,26 +59,29 @@ class Runners:
 
     def _in_thread(self, declared: Declared) -> Handler:
         async def handle(claim: Claim) -> Any:
-            async with self._threads:
-                loop = asyncio.get_running_loop()
-                ended: asyncio.Future[Any] = loop.create_future()
+            loop = asyncio.get_running_loop()
+            ended: asyncio.Future[Any] = loop.create_future()
 
-                def report(fraction: float, message: str) -> None:
-                    keeping = self._report(claim, fraction, message)
-                    asyncio.run_coroutine_threadsafe(_awaited(keeping), loop).result()
+            def report(fraction: float, message: str) -> None:
+                keeping = self._report(claim, fraction, message)
+                asyncio.run_coroutine_threadsafe(_awaited(keeping), loop).result()
 
-                context = SyncContext(
-                    claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
-                )
-                # A thread of its own, and a daemon: one that is not wanted any more must not keep
-                # the process from its end.
-                threading.Thread(
-                    target=_work,
-                    args=(declared.function, claim.content, context, loop, ended),
-                    name=f"task-{claim.id}",
-                    daemon=True,
-                ).start()
-                return await ended
+            context = SyncContext(
+                claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
+            )
+
+            def work() -> None:
+                end = _call(declared.function, claim.content, context, ended)
+                with suppress(RuntimeError):  # the loop is closed: nobody waits
+                    loop.call_soon_threadsafe(self._threads.release)
+                    loop.call_soon_threadsafe(end)
+
+            # Its place is free when the thread has ended, which may be long after the task has: a
+            # thread that ignores its cancellation must not make room for ever more of them. It is a
+            # daemon, or it would keep the process from its end.
+            await self._threads.acquire()
+            threading.Thread(target=work, name=f"task-{claim.id}", daemon=True).start()
+            return await ended
 
         return handle
 
@@ -125,13 +128,13 @@ def _deadline(claim: Claim) -> float | None:
     return None if claim.timeout_seconds is None else time.monotonic() + claim.timeout_seconds
 
 
-def _work(
+def _call(
     function: Callable[..., Any],
     content: str,
     context: SyncContext,
-    loop: asyncio.AbstractEventLoop,
     ended: asyncio.Future[Any],
-) -> None:
+) -> Callable[[], None]:
+    """Calls the function here; what is returned tells the loop, when it is called there."""
     try:
         result, error = function(content, context), None
     except BaseException as raised:
@@ -147,8 +150,7 @@ def _work(
         else:
             ended.set_exception(error)
 
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(end)
+    return end
 
 
 def _child(theirs: Connection, where: tuple[str, str], claim: Claim) -> None:

@@ -44,6 +44,11 @@ def sleep_in_a_thread(content: str, ctx: SyncContext) -> str:
     return "slept"
 
 
+@handler("stubborn-thread")
+def sleep_all_the_same(content: str, ctx: SyncContext) -> None:
+    time.sleep(float(content))
+
+
 @handler("sleep-process", run_in="process")
 def sleep_in_a_process(content: str, ctx: SyncContext) -> None:
     ctx.progress(0, str(os.getpid()))

@@ -90,6 +90,22 @@ async def test_thread_that_is_canceled_is_told_so_and_not_waited_for(
     await eventually(lambda: not _threads())
 
 
+async def test_thread_that_ignores_its_cancellation_keeps_its_place(
+    handlers: dict[str, Handler],
+) -> None:
+    stubborn = [asyncio.create_task(call(handlers, "stubborn-thread", "0.5")) for _ in range(2)]
+    await eventually(lambda: len(_threads()) == 2)
+    for task in stubborn:
+        task.cancel()
+    await asyncio.wait(stubborn)
+
+    began = time.monotonic()
+    await call(handlers, "whereabouts-thread")
+
+    assert time.monotonic() - began > 0.2
+    assert not _threads()
+
+
 async def test_process_that_is_canceled_is_ended(
     handlers: dict[str, Handler], reported: Reported
 ) -> None:
