@@ -24,8 +24,9 @@ from tasksvc.consumers.watchdog import Watchdog
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
-from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import Declared, Kind, load
+from tasksvc.handlers import Handler, http
+from tasksvc.handlers.http import HttpDelivery
+from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
@@ -55,9 +56,17 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     database = open_database(settings)
     store = TaskStore(database)
     stream = _stream(settings)
-    service = _service(settings, store, stream, metrics, declared)
+    delivery = _delivery(settings)
+    if delivery is not None and http.KIND in declared:
+        raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
+    attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()}
+    if delivery is not None:
+        attempts[http.KIND] = None
+    service = _service(settings, store, stream, metrics, attempts)
     kinds = _kinds(settings, service, declared)
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
+    if delivery is not None:
+        kinds[http.KIND] = Kind(delivery)
     pool = _pool(settings, service, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
@@ -77,6 +86,8 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
         app[HEALTH].is_stopping = True
         await pool.stop()
         await service.flush()
+        if delivery is not None:
+            await delivery.close()
         await stream.close()
         await store.close()
 
@@ -108,7 +119,7 @@ def _service(
     store: TaskStore,
     stream: TaskStream,
     metrics: Metrics,
-    declared: Mapping[str, Declared],
+    kinds: Mapping[str, int | None],
 ) -> TaskService:
     return TaskService(
         store,
@@ -119,7 +130,18 @@ def _service(
         lost_margin_seconds=settings.lost_margin_seconds,
         group_size=settings.group_size,
         max_waiting=settings.max_waiting,
-        kinds={DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()},
+        kinds=kinds,
+    )
+
+
+def _delivery(settings: Settings) -> HttpDelivery | None:
+    """None where no host is allowed: the kind is not served then."""
+    if not settings.http_allow:
+        return None
+    return HttpDelivery(
+        settings.http_allow,
+        allows_private=settings.http_allow_private,
+        max_answer_bytes=settings.max_result_bytes,
     )
 
 

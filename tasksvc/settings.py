@@ -93,6 +93,9 @@ class Settings:
 
     handlers: tuple[str, ...]
     """The modules of the user's own handlers."""
+    http_allow: tuple[str, ...]
+    """The hosts that tasks of the kind `http` may go to."""
+    http_allow_private: bool
     threads: int
     processes: int
     workers: int
@@ -151,6 +154,8 @@ def _read(env: Env) -> dict[str, Any]:
         "redis_server": _path(env.str("TASKSVC_REDIS_SERVER", "")),
         # Tasks.
         "handlers": tuple(filter(None, map(str.strip, env.list("TASKSVC_HANDLERS", [])))),
+        "http_allow": tuple(filter(None, map(str.strip, env.list("TASKSVC_HTTP_ALLOW", [])))),
+        "http_allow_private": env.bool("TASKSVC_HTTP_ALLOW_PRIVATE", False),
         "threads": env.int("TASKSVC_THREADS", 32, validate=Range(1, 10_000)),
         "processes": env.int("TASKSVC_PROCESSES", os.cpu_count() or 1, validate=Range(1, 1000)),
         "workers": env.int("TASK_CONSUMER_WORKERS", 1, validate=Range(0, 1000)),

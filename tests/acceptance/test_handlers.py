@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 
 from tests.harness import ServiceProcess, eventually, query
 from tests.wire import assert_problem, post, talk
@@ -159,6 +161,46 @@ async def test_kind_that_nobody_serves_any_more_waits(start_service: Start) -> N
     await eventually(lambda: plain.task(other)["status"] == "completed")
 
     assert plain.task(id)["status"] == "pending"
+
+
+async def test_task_is_delivered_over_http(start_service: Start) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        if len(seen) == 1:
+            return web.Response(status=503, headers={"Retry-After": "0"})
+        return web.json_response({"got": await request.text()})
+
+    app = web.Application()
+    app.router.add_post("/hook", hook)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host = f"127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        service = await asyncio.to_thread(
+            start_service, TASKSVC_HTTP_ALLOW=host, TASKSVC_HTTP_ALLOW_PRIVATE=1
+        )
+        content = json.dumps({"url": f"http://{host}/hook", "body": "hello"})
+        id = await asyncio.to_thread(create, service, "http", content)
+
+        async def completed() -> bool:
+            task = await asyncio.to_thread(service.task, id)
+            return bool(task["status"] == "completed")
+
+        await eventually(completed)
+        assert (await asyncio.to_thread(service.task, id))["result"] == {"got": "hello"}
+        assert [headers["Tasksvc-Attempt"] for headers in seen] == ["1", "2"]
+        assert {headers["Tasksvc-Task-Id"] for headers in seen} == {id}
+    finally:
+        await runner.cleanup()
+
+
+async def test_http_is_no_kind_where_no_host_is_allowed(shop: ServiceProcess) -> None:
+    answer = talk(shop.port, post(b'{"content": "x", "kind": "http"}'))
+
+    assert answer.status == 422
 
 
 @pytest.mark.parametrize(

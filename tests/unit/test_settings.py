@@ -71,6 +71,8 @@ def test_defaults(read: Read) -> None:
         ("TASKSVC_STATE_DIR", "state_dir", "/x", Path("/x")),
         ("TASK_IDEMPOTENCY_SECONDS", "key_seconds", "5", 5),
         ("TASKSVC_HANDLERS", "handlers", "shop.tasks, shop.mail,", ("shop.tasks", "shop.mail")),
+        ("TASKSVC_HTTP_ALLOW", "http_allow", "a.example, *.b:8080", ("a.example", "*.b:8080")),
+        ("TASKSVC_HTTP_ALLOW_PRIVATE", "http_allow_private", "true", True),
         ("TASKSVC_THREADS", "threads", "5", 5),
         ("TASKSVC_PROCESSES", "processes", "5", 5),
         ("TASK_MAX_RESULT_BYTES", "max_result_bytes", "10", 10),
