@@ -207,6 +207,7 @@ async def test_health_of_what_does_not_speak_http() -> None:
     assert re.fullmatch(r"Error: [^\n]+\n", done.stderr)
 
 
+@pytest.mark.slow
 async def test_one_process_serves_only_and_another_consumes_only(start_service: Start) -> None:
     front = start_service(TASK_CONSUMER_WORKERS=0)
     id = front.create()["id"]

@@ -59,6 +59,7 @@ async def test_delayed_task_starts_at_its_time(shared_service: ServiceProcess) -
     assert 0 <= started_late(shared_service, task["id"], due) < LATE_SECONDS
 
 
+@pytest.mark.slow
 async def test_many_delayed_tasks_each_start_at_their_time(shared_service: ServiceProcess) -> None:
     delays = [SHORT_SECONDS + 0.05 * number for number in range(20)]
     tasks = [create(shared_service, delay_seconds=delay) for delay in delays]
