@@ -54,6 +54,8 @@ LABELS = {
     "status": {"pending", "processing", "completed", "failed", "canceled"},
     "route": {
         "/task",
+        "/task/{task_id}/retry",
+        "/tasks",
         "/task/{task_id}",
         "/task/{task_id}/cancel",
         "/health",
