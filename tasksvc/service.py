@@ -375,10 +375,12 @@ class TaskService:
             await self._store.unpublish_foreign_tasks(self.worker_id, ids)
 
     async def report(self, claim: Claim, fraction: float, message: str) -> None:
-        """Keeps how far a run has come, if it is still the current one."""
+        """Keeps how far a run has come, if it is still the current one. Raises nothing when
+        PostgreSQL is away: a run must not fail for what is only said about it."""
         fraction = min(1.0, max(0.0, float(fraction)))
         text = str(message)[:_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
-        await self._progresses.join(Progress(claim.id, claim.attempt, fraction, text))
+        with suppress(Unavailable):
+            await self._progresses.join(Progress(claim.id, claim.attempt, fraction, text))
 
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""

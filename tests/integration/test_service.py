@@ -368,6 +368,25 @@ async def test_lapsed_worker_leaves_the_backlog_to_others(
     assert redis_client.xlen(stream_key) == 6
 
 
+async def test_progress_that_cannot_be_kept_fails_no_run(
+    worker: Worker, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def be_away(progresses: Any) -> None:
+        raise StoreUnavailable
+
+    task = await worker.create()
+    (claim,) = await worker.service.claim([task.id])
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "keep_progress", be_away)
+        await worker.service.report(claim, 0.5, "half")
+    assert (await worker.service.get(task.id)).progress is None
+
+    await worker.service.report(claim, 7, "done \0 \ud83d")
+
+    kept = {"fraction": 1.0, "message": "done \0 ?"}
+    assert (await worker.service.get(task.id)).progress == kept
+
+
 async def test_flush_waits_for_what_is_under_way(
     worker: Worker, redis_client: redis.Redis, stream_key: str
 ) -> None:
