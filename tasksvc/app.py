@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import structlog
 from aiohttp import web
@@ -55,13 +55,13 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     metrics = Metrics(__version__)
     database = open_database(settings)
     store = TaskStore(database)
-    stream = _stream(settings)
     delivery = _delivery(settings)
     if delivery is not None and http.KIND in declared:
         raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
     attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()}
     if delivery is not None:
         attempts[http.KIND] = None
+    stream = _stream(settings, attempts)
     service = _service(settings, store, stream, metrics, attempts)
     kinds = _kinds(settings, service, declared)
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
@@ -102,7 +102,7 @@ def open_database(settings: Settings) -> Database:
     )
 
 
-def _stream(settings: Settings) -> TaskStream:
+def _stream(settings: Settings, kinds: Iterable[str]) -> TaskStream:
     assert settings.redis_url is not None
     return TaskStream(
         settings.redis_url,
@@ -111,6 +111,7 @@ def _stream(settings: Settings) -> TaskStream:
         # Together the consumers make about one blocked read a second.
         block_seconds=min(5.0, max(1.0, settings.workers)),
         max_entries=settings.stream_max_entries,
+        kinds=kinds,
     )
 
 

@@ -17,6 +17,8 @@ _SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _HTTP_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5]
 _SIZES = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
+_PRIORITIES = ("high", "normal", "low")
+
 _NONE: dict[str, str] = {}
 
 
@@ -107,9 +109,12 @@ class Metrics:
         )
 
         # The way of a task.
-        self.task_wait_seconds = self._distribution(
+        wait_seconds = self._distribution(
             "tasksvc_task_wait_seconds", "Seconds from created or due to claimed", _SECONDS
-        ).series()
+        )
+        self.task_wait_seconds = {
+            priority: wait_seconds.series(priority=priority) for priority in _PRIORITIES
+        }
         self._oldest_pending_age_seconds = self._gauge(
             "tasksvc_oldest_pending_age_seconds", "Age of the oldest task that could be claimed"
         )

@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -48,6 +47,7 @@ from tasksvc.domain.task import (
     Task,
 )
 from tasksvc.metrics import Metrics
+from tasksvc.publisher import Publisher
 from tasksvc.store.group import Group
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
@@ -55,13 +55,7 @@ from tasksvc.stream.task_stream import TaskStream
 log = structlog.get_logger(__name__)
 
 _BATCH = 1000
-"""Tasks in one step of what is not bounded by a group: a publication, a rescue, a clean-up."""
-
-
-_CLAIM_SECONDS = 1.0
-"""By then a consumer has claimed what it was given, or it never was given it."""
-
-_LONG_AGO = -1e9
+"""Tasks in one step of what is not bounded by a group: a rescue, a clean-up."""
 
 _WINDOW = 10_000
 """Tasks that a page with filters looks at."""
@@ -139,7 +133,7 @@ class TaskService:
         self._max_attempts = max_attempts
         self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
         self._lease_seconds = lease_seconds
-        self._lost_margin_seconds = lost_margin_seconds
+        self._publisher = Publisher(store, stream, metrics, lost_margin_seconds=lost_margin_seconds)
 
         self.worker_id: str | None = None
         """Who this process is while it holds a lease."""
@@ -148,15 +142,11 @@ class TaskService:
         self._must_settle = False
         self._unasked_at = float("-inf")  # when the workers could not be asked for
         self.next_due_seconds: float | None = None
-        self._look = (_LONG_AGO, _LONG_AGO)
-        self._lost_before = _LONG_AGO
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
         self.on_due_in: Callable[[float], object] = lambda seconds: None
         """Told that a task will have to be published after so many seconds."""
 
-        self._to_publish: deque[str] = deque()
-        self._publisher: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
@@ -220,7 +210,7 @@ class TaskService:
         Raises ContentRefused when the database does not take the content.
         """
         if options == NO_OPTIONS:
-            is_published = self._stream.is_open
+            is_published = self._stream.is_open()
             id = str(uuid_utils.uuid7())
             return self._creates.join(
                 NewTask(id, content, self._default_attempts, traceparent, is_published)
@@ -262,12 +252,12 @@ class TaskService:
         Raises TaskNotFound, and TaskIsNotFinal.
         """
         new_id = str(uuid_utils.uuid7())
-        is_published = self._stream.is_open
+        is_published = self._stream.is_up
         is_made = await self._store.retry_task(id, new_id, is_published=is_published)
         found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
-        if is_made and is_published:
-            self._publish_soon([new_id])
         if new_id in found:
+            if is_made and is_published:
+                self._publisher.soon([new_id], found[new_id].lane)
             return found[new_id]
         if id not in found:
             raise TaskNotFound
@@ -353,7 +343,7 @@ class TaskService:
                 self._held.pop(id, None)
             self._held.update((claim.id, claim.attempt) for claim in claims)
         for claim in claims:
-            self._metrics.task_wait_seconds(max(0.0, claim.waited_seconds))
+            self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
         return claims
 
     async def find_due(self, limit: int) -> list[str]:
@@ -428,27 +418,8 @@ class TaskService:
 
         Afterwards `next_due_seconds` tells when there could be more.
         """
-        self.next_due_seconds = None
-        looked_at = time.monotonic()
-        room, oldest_seconds = await self._stream.look()
-        if room <= 0:
-            return 0
-        self._remember_look(looked_at, oldest_seconds)
-        lost_at = self._stream.lost_at  # it may just have been found
-        limit = min(_BATCH, room)
-        due = await self._store.publish_due_tasks(
-            self._lost_before if lost_at is None else lost_at, limit
-        )
-        for id in due.expired:
-            log.warning("Expired", action="expired", task_id=id)
-        if due.ids:
-            await self._publish(due.ids)
-            self._metrics.tasks_republished.add(len(due.ids))
-            log.info("Published again", action="republished", tasks=len(due.ids))
-        if len(due.ids) < limit and lost_at is not None and self._stream.lost_at == lost_at:
-            self._stream.lost_at = None
-        self.next_due_seconds = due.next_seconds
-        return len(due.ids) + len(due.expired)
+        count, self.next_due_seconds = await self._publisher.publish_due()
+        return count
 
     async def rescue(self) -> float | None:
         """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
@@ -507,8 +478,7 @@ class TaskService:
         """Waits until every group is written and every publication is tried."""
         for group in self._groups:
             await group.drain()
-        while self._publisher is not None:
-            await asyncio.wait([self._publisher])
+        await self._publisher.drain()
         while self._background:
             await asyncio.wait(self._background)
 
@@ -519,7 +489,7 @@ class TaskService:
         if len(inserted) < len(tasks):  # the answer to a first try was lost
             found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
             inserted = [found[task.id] for task in tasks]
-        self._publish_soon([task.id for task in tasks if task.is_published])
+        self._publisher.soon([task.id for task in tasks if task.is_published])
         return inserted
 
     async def _insert_special(self, tasks: list[NewTask]) -> list[Created | KeyReused]:
@@ -532,10 +502,11 @@ class TaskService:
             rest = [task.id for task in missing]
             found.update((task.id, task) for task in await self._store.get_tasks(rest))
         created = [_created(new, found.get(new.id), keyed) for new in tasks]
-        self._publish_soon([task.id for task in tasks if task.is_published and task.id in found])
         for new in tasks:
             if (task := found.get(new.id)) is None:
                 continue
+            if new.is_published:
+                self._publisher.soon([new.id], new.options.lane)
             if new.options.waits:
                 self.on_due_in(_seconds(task.created_at, task.run_at))
             if task.expires_at is not None:
@@ -591,7 +562,7 @@ class TaskService:
 
     def _new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
         # The relay publishes what has to wait for its time.
-        is_published = self._stream.is_open and not options.waits
+        is_published = self._stream.is_open(options.lane) and not options.waits
         return NewTask(
             str(uuid_utils.uuid7()),
             content,
@@ -612,14 +583,6 @@ class TaskService:
             or self._kinds.get(options.kind or DEFAULT_KIND)
             or self._max_attempts
         )
-
-    def _remember_look(self, looked_at: float, oldest_seconds: float) -> None:
-        """What was published before the oldest entry that waits was given to a consumer, or lost.
-        Which of the two, an earlier look tells: what was given out by then is claimed by now."""
-        earlier, given_before = self._look
-        if looked_at - earlier >= _CLAIM_SECONDS:
-            self._lost_before = given_before
-            self._look = looked_at, looked_at - oldest_seconds - self._lost_margin_seconds
 
     async def _settle(self) -> None:
         """Has the claims' group hand back what the database says that this worker holds, and it
@@ -648,36 +611,6 @@ class TaskService:
             await self._stream.publish_canceled(ids)
         except StreamUnavailable:
             log.debug("The next heartbeat stops them", action="canceled_untold", tasks=len(ids))
-
-    def _publish_soon(self, ids: list[str]) -> None:
-        self._to_publish.extend(ids)
-        if self._to_publish and self._publisher is None:
-            self._publisher = asyncio.create_task(self._publish_waiting(), name="publisher")
-            self._publisher.add_done_callback(self._published)
-
-    async def _publish_waiting(self) -> None:
-        while self._to_publish:
-            size = min(len(self._to_publish), _BATCH)
-            await self._publish([self._to_publish.popleft() for _ in range(size)])
-
-    def _published(self, publisher: asyncio.Task[None]) -> None:
-        self._publisher = None
-        self._publish_soon([])  # what one that was killed has left
-
-    async def _publish(self, ids: Sequence[str]) -> None:
-        """Puts the ids into the stream, and leaves to the relay what does not go in."""
-        published = 0
-        try:
-            if self._stream.is_open:
-                published = await self._stream.publish(ids)
-        except StreamUnavailable:
-            pass
-        try:
-            if published < len(ids):
-                await self._store.unpublish_tasks(ids[published:])
-        except Unavailable:
-            # Both are away. The relay finds them by the age of their publication.
-            log.warning("Not published", action="unpublished", tasks=len(ids) - published)
 
     async def _rescue_tasks(self, dead: Sequence[str]) -> None:
         while rescued := await self._store.rescue_tasks(dead, _BATCH):

@@ -11,18 +11,22 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count as counting
 from typing import Any
 
 from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
+    DEFAULT_LANE,
     FINAL,
     Canceled,
     Claim,
     Filter,
     Keyed,
+    Lane,
     NewTask,
+    Priority,
     Progress,
     Status,
     Task,
@@ -57,6 +61,11 @@ class Row:
     progress: dict[str, Any] | None = None
     retry_of: str | None = None
     retried_as: str | None = None
+    priority: str = Priority.NORMAL
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.kind, self.priority)
 
     def task(self) -> Task:
         return Task(
@@ -74,6 +83,7 @@ class Row:
             self.progress,
             self.retry_of,
             self.retried_as,
+            self.priority,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -169,7 +179,7 @@ class MemoryStore(TaskStore):
         for row, options in [(self.rows[task.id], task.options) for task in fresh]:
             row.timeout_seconds = options.timeout_seconds
             row.expires_at = options.expires_at
-            row.kind = options.kind or DEFAULT_KIND
+            row.kind, row.priority = options.lane
             row.due_at = options.run_at or row.due_at + timedelta(
                 seconds=options.delay_seconds or 0
             )
@@ -198,6 +208,7 @@ class MemoryStore(TaskStore):
             now,
             now if is_published else None,
             kind=old.kind,
+            priority=old.priority,
             timeout_seconds=old.timeout_seconds,
             retry_of=id,
         )
@@ -227,11 +238,18 @@ class MemoryStore(TaskStore):
             del self.keys[key]
         return len(old)
 
-    async def publish_due_tasks(self, lost_before: float, limit: int) -> Due:
+    async def find_lanes(self) -> set[Lane]:
         self._answer()
-        expired = [
-            row for row in self.rows.values() if row.status is Status.PENDING and row.is_expired()
-        ][:limit]
+        return {row.lane for row in self.rows.values() if row.status not in FINAL}
+
+    async def publish_due_tasks(
+        self, lost_before: float, limit: int, lane: Lane = DEFAULT_LANE
+    ) -> Due:
+        self._answer()
+        pending = [
+            row for row in self.rows.values() if row.status is Status.PENDING and row.lane == lane
+        ]
+        expired = [row for row in pending if row.is_expired()][:limit]
         for row in expired:
             row.move(Status.FAILED)
             row.error = {
@@ -240,7 +258,7 @@ class MemoryStore(TaskStore):
                 "attempt": row.attempt,
             }
         then = datetime.now(UTC) - timedelta(seconds=time.monotonic() - lost_before)
-        due = self._due()
+        due = [row for row in self._due() if row.lane == lane]
         unpublished = [row for row in due if row.published_at is None]
         lost = [
             row
@@ -251,9 +269,8 @@ class MemoryStore(TaskStore):
         for row in found:
             row.published_at = datetime.now(UTC)
         now = datetime.now(UTC)
-        pending = [row for row in self.rows.values() if row.status is Status.PENDING]
         times = [row.due_at for row in pending if row.published_at is None and row.due_at > now]
-        times += [row.expires_at for row in pending if row.expires_at is not None]
+        times += [row.expires_at for row in pending if row.expires_at and row.expires_at > now]
         return Due(
             [row.id for row in found],
             [row.id for row in expired],
@@ -263,7 +280,9 @@ class MemoryStore(TaskStore):
     async def find_due_tasks(self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)) -> list[str]:
         self._answer()
         kinds = set(kinds)
-        return [row.id for row in self._due() if row.kind in kinds][:limit]
+        due = [row for row in self._due() if row.kind in kinds]
+        order: list[str] = list(Priority)
+        return [row.id for row in sorted(due, key=lambda row: order.index(row.priority))][:limit]
 
     def _due(self) -> list[Row]:
         due = [row for row in self.rows.values() if row.is_due() and not row.is_expired()]
@@ -294,6 +313,7 @@ class MemoryStore(TaskStore):
                     waited_seconds,
                     row.timeout_seconds,
                     row.kind,
+                    row.priority,
                 )
             )
         return claims
@@ -468,24 +488,33 @@ class Bell:
     """What a Redis knows; streams of several processes share one."""
 
     entries: dict[str, str] = field(default_factory=dict)  # entry -> task
+    lanes: dict[str, Lane] = field(default_factory=dict)  # entry -> lane
     times: dict[str, float] = field(default_factory=dict)  # entry -> published
     consumers: dict[str, dict[str, str]] = field(default_factory=dict)  # pending entries
-    last_delivered: int = 0
+    delivered: set[str] = field(default_factory=set)
     last_id: int = 0
     listeners: list[asyncio.Queue[list[str]]] = field(default_factory=list)
 
 
 class MemoryStream(TaskStream):
-    """One group, as in Redis: what is given to a consumer is pending until acknowledged."""
+    """A group for each lane, as in Redis: what is given to a consumer is pending until
+    acknowledged."""
 
     def __init__(
-        self, bell: Bell | None = None, *, max_entries: int = 10_000, block_seconds: float = 0.01
+        self,
+        bell: Bell | None = None,
+        *,
+        max_entries: int = 10_000,
+        block_seconds: float = 0.01,
+        kinds: Iterable[str] = (DEFAULT_KIND,),
     ) -> None:
         self.bell = bell or Bell()
         self.is_away = False
         self.is_up = False
-        self.is_refusing = False
-        self.lost_at = None
+        self.refusing = set()
+        self.lost_at = {}
+        self._kinds = tuple(kinds)
+        self._turns = counting()
         self._max_entries = max_entries
         self._block_seconds = block_seconds
         self._unblock = asyncio.Event()
@@ -496,26 +525,33 @@ class MemoryStream(TaskStream):
         if self.is_away:
             raise StreamUnavailable
 
+    def is_open(self, lane: Lane = DEFAULT_LANE) -> bool:
+        return self.is_up and lane not in self.refusing
+
     async def open(self) -> None:
         self._answer()
 
     async def close(self) -> None:
         pass
 
-    async def publish(self, ids: Sequence[str]) -> int:
+    async def publish(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> int:
         try:
             self._answer()
         except StreamUnavailable:
-            self.is_refusing = True
+            self.refusing.add(lane)
             raise
-        taken = ids[: max(0, self._max_entries - len(self.bell.entries))]
+        taken = ids[: max(0, self._room(lane))]
         for id in taken:
             self.bell.last_id += 1
             entry = f"{self.bell.last_id:020}"
             self.bell.entries[entry] = id
+            self.bell.lanes[entry] = lane
             self.bell.times[entry] = time.monotonic()
-        self.is_refusing = len(taken) < len(ids)
+        self._refuses(lane, len(taken) < len(ids))
         return len(taken)
+
+    def _room(self, lane: Lane) -> int:
+        return self._max_entries - list(self.bell.lanes.values()).count(lane)
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
         self._answer()
@@ -538,22 +574,29 @@ class MemoryStream(TaskStream):
         deadline = time.monotonic() + self._block_seconds
         self._unblock.clear()
         pending = self.bell.consumers.setdefault(consumer_name(worker_id, number), {})
-        while not (waiting := self._waiting()) and time.monotonic() < deadline:
+        lanes = self._lanes_by_turns()
+        while not (waiting := self._waiting(*lanes)) and time.monotonic() < deadline:
             await asyncio.sleep(0)
             if self._unblock.is_set():
                 break
         for entry in waiting[:count]:
             pending[entry] = self.bell.entries[entry]
-            self.bell.last_delivered = int(entry)
+            self.bell.delivered.add(entry)
         return [(entry, self.bell.entries[entry]) for entry in waiting[:count]]
 
-    def _waiting(self) -> list[str]:
-        return [entry for entry in self.bell.entries if int(entry) > self.bell.last_delivered]
+    def _waiting(self, *lanes: Lane) -> list[str]:
+        """Lane by lane."""
+        return [
+            entry
+            for lane in lanes
+            for entry in self.bell.entries
+            if entry not in self.bell.delivered and self.bell.lanes[entry] == lane
+        ]
 
     async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
         self._answer()
         pending = self.bell.consumers.setdefault(consumer_name(worker_id, number), {})
-        entries = [entry for entry in pending if int(entry) > int(after)]
+        entries = sorted(entry for entry in pending if int(entry) > int(after))
         return [(entry, self.bell.entries.get(entry)) for entry in entries[:count]]
 
     async def unblock(self) -> None:
@@ -564,6 +607,7 @@ class MemoryStream(TaskStream):
         self._answer()
         for entry in entries:
             self.bell.entries.pop(entry, None)
+            self.bell.lanes.pop(entry, None)
             self.bell.times.pop(entry, None)
             for pending in self.bell.consumers.values():
                 pending.pop(entry, None)
@@ -581,11 +625,11 @@ class MemoryStream(TaskStream):
             await self.acknowledge(list(pending))
         return ids
 
-    async def look(self) -> tuple[int, float]:
+    async def look(self, lane: Lane = DEFAULT_LANE) -> tuple[int, float]:
         self._answer()
-        room = self._max_entries - len(self.bell.entries)
-        self.is_refusing = room <= 0
-        waiting = self._waiting()
+        room = self._room(lane)
+        self._refuses(lane, room <= 0)
+        waiting = self._waiting(lane)
         return room, time.monotonic() - self.bell.times[waiting[0]] if waiting else 0.0
 
     async def measure(self) -> tuple[int, int]:

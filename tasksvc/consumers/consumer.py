@@ -85,7 +85,7 @@ class Consumer:
         if self._stream.is_up or time.monotonic() >= self._retry_stream_at:
             if (
                 self._is_drained
-                and not self._stream.is_open
+                and self._stream.refusing
                 and (taken := await self._take_from_store())
             ):
                 return taken
@@ -148,6 +148,9 @@ class Consumer:
         """The ids of tasks, each with its entry in the stream."""
         if self._reread_after is None:
             entries = await self._stream.read(worker_id, self._number, self._room)
+            if len(entries) > self._room:
+                entries = entries[: self._room]
+                self._reread()
         else:
             entries = await self._stream.read_again(
                 worker_id, self._number, self._room, self._reread_after

@@ -44,6 +44,24 @@ DEFAULT_KIND = "default"
 """The kind of a task whose client names none: which handler it is for."""
 
 
+class Priority(StrEnum):
+    """Which of the waiting tasks come first. The database knows the same words, in this order."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Lane(NamedTuple):
+    """The tasks that wait in one line: the first of them is the first to start."""
+
+    kind: str = DEFAULT_KIND
+    priority: str = Priority.NORMAL
+
+
+DEFAULT_LANE = Lane()
+
+
 class Task(NamedTuple):
     """A task as its clients see it. Times are aware and in UTC."""
 
@@ -65,13 +83,18 @@ class Task(NamedTuple):
     """How far its last run has come: `{fraction, message}`."""
     retry_of: str | None = None
     retried_as: str | None = None
+    priority: str = Priority.NORMAL
 
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
 
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.kind, self.priority)
 
-NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None)
+
+NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None, Priority.NORMAL)
 """What a plain task has after its five first fields."""
 
 
@@ -87,11 +110,16 @@ class Options(NamedTuple):
     """Not to start before. Aware. Given instead of `delay_seconds`."""
     expires_at: datetime | None = None
     """Not to start at or after. Aware."""
+    priority: Priority | None = None
 
     @property
     def waits(self) -> bool:
         """Whether it does not start at once."""
         return bool(self.delay_seconds or self.run_at)
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.kind or DEFAULT_KIND, self.priority or Priority.NORMAL)
 
 
 NO_OPTIONS = Options()
@@ -159,6 +187,7 @@ class Claim(NamedTuple):
     """From due to claimed, by PostgreSQL's clock."""
     timeout_seconds: float | None = None
     kind: str = DEFAULT_KIND
+    priority: str = Priority.NORMAL
 
 
 class Progress(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,9 @@ _TRIES = 3
 written so that running it again is right."""
 
 _RUN_AGAIN = frozenset({errorcodes.DEADLOCK_DETECTED, errorcodes.SERIALIZATION_FAILURE})
+
+_SHORT_SECONDS = 0.1
+"""After a deadlock: for the other to go on, or both would meet again."""
 
 # Read-only, or out of disk, memory or connections: it answers, and nobody can write.
 _REFUSES_ALL = ("25", "53")
@@ -198,7 +202,9 @@ class Session:
             except psycopg2.Error as error:
                 if error.pgcode in _FORGOTTEN:
                     self._drop()
-                elif error.pgcode not in _RUN_AGAIN and not (was_connected and self._is_broken()):
+                elif error.pgcode in _RUN_AGAIN:
+                    await asyncio.sleep(random.uniform(0.1, 1) * _SHORT_SECONDS)
+                elif not (was_connected and self._is_broken()):
                     raise
             except TimeoutError:
                 raise

@@ -12,11 +12,14 @@ from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
+    DEFAULT_LANE,
     Canceled,
     Claim,
     Filter,
     Keyed,
+    Lane,
     NewTask,
+    Priority,
     Progress,
     Status,
     Task,
@@ -42,7 +45,7 @@ class Due:
     """What the relay has to do, and when it has to look again."""
 
     ids: Sequence[str]
-    """To be published now."""
+    """To be published now, in this order."""
     expired: Sequence[str]
     """Failed just now, since they could not start in time."""
     next_seconds: float | None
@@ -144,6 +147,7 @@ class TaskStore:
                 timeout_seconds=task.options.timeout_seconds,
                 expires_at=task.options.expires_at,
                 kind=task.options.kind or DEFAULT_KIND,
+                priority=task.options.priority or Priority.NORMAL,
             )
             for task in tasks
             if task.id in found
@@ -157,15 +161,27 @@ class TaskStore:
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
 
-    async def publish_due_tasks(self, lost_before: float, limit: int) -> Due:
+    async def find_lanes(self) -> set[Lane]:
+        """The lanes of all tasks that are not final."""
+        rows = await self._run("duty", "find_lanes")
+        return {Lane(kind, Priority(priority)) for kind, priority in rows}
+
+    async def publish_due_tasks(
+        self, lost_before: float, limit: int, lane: Lane = DEFAULT_LANE
+    ) -> Due:
         """What nobody published, or somebody before `lost_before` (`time.monotonic`); and fails
-        what expired."""
+        what expired. All of one lane."""
         ((ids, expired, next_seconds),) = await self._run(
-            "duty", "publish_due_tasks", lost_after_seconds=SecondsSince(lost_before), limit=limit
+            "duty",
+            "publish_due_tasks",
+            lost_after_seconds=SecondsSince(lost_before),
+            limit=limit,
+            **lane._asdict(),
         )
         return Due(ids, expired, next_seconds)
 
     async def find_due_tasks(self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)) -> list[str]:
+        """Those of the highest priority first."""
         rows = await self._run("duty", "find_due_tasks", limit=limit, kinds=text_array(kinds))
         return [id for (id,) in rows]
 

@@ -21,7 +21,8 @@ RETURNING id, created_at;
 WITH new AS (
     SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
         id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
-        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, key text, fingerprint text
+        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, key text,
+        fingerprint text
     )
 ), kept AS (
     INSERT INTO idempotency_key (key, fingerprint, task_id)
@@ -29,10 +30,12 @@ WITH new AS (
     ON CONFLICT (key) DO NOTHING
     RETURNING task_id
 )
-INSERT INTO task (id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind)
+INSERT INTO task (
+    id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority
+)
 SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
     coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
-    timeout_seconds, expires_at, coalesce(kind, 'default')
+    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal')
 FROM new WHERE key IS NULL OR id IN (SELECT task_id FROM kept)
 ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
@@ -41,7 +44,7 @@ RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
 -- No change: the tasks that were created under these keys.
 SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as
+    kind, progress, retry_of, retried_as, priority
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- retry_task --
@@ -51,8 +54,8 @@ WITH old AS (
     SELECT * FROM task
     WHERE id = %(id)s::uuid AND status IN ('completed', 'failed', 'canceled') ORDER BY id FOR UPDATE
 ), new AS (
-    INSERT INTO task (id, content, max_attempts, traceparent, kind, timeout_seconds, published_at, retry_of)
-    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, timeout_seconds,
+    INSERT INTO task (id, content, max_attempts, traceparent, kind, priority, timeout_seconds, published_at, retry_of)
+    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, timeout_seconds,
         CASE WHEN %(is_published)s THEN clock_timestamp() END, id
     FROM old
     ON CONFLICT (id) DO NOTHING
@@ -67,9 +70,13 @@ SELECT id FROM new;
 UPDATE task SET published_at = NULL
 WHERE id IN (SELECT id FROM task WHERE id = ANY(%(ids)s::uuid[]) AND status = 'pending' ORDER BY id FOR UPDATE);
 
+-- find_lanes --
+-- No change: which lanes there are tasks in that are not final.
+SELECT kind, priority FROM task_lane;
+
 -- publish_due_tasks --
--- pending stays pending: due tasks that are not in the stream, to be published now. Either nobody has published them
--- yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
+-- pending stays pending: due tasks of a lane that are not in its stream, to be published now. Either nobody has published
+-- them yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
 -- pending -> failed: those that did not start before they expired.
 -- One row: the ids to publish, those that expired, and the seconds until the next could be due or expire (NULL: none).
 WITH expired AS (
@@ -79,18 +86,19 @@ WITH expired AS (
     WHERE id IN (
         SELECT id FROM task
         WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
-          AND expires_at <= statement_timestamp()
+          AND kind = %(kind)s AND priority = %(priority)s::task_priority AND expires_at <= statement_timestamp()
         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     )
     RETURNING id
 ), unpublished AS (
     SELECT id FROM task
-    WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
+    WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending'
+      AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at <= statement_timestamp()
       AND (expires_at IS NULL OR expires_at > statement_timestamp())
     ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), lost AS (
     SELECT id FROM task
-    WHERE finished_at IS NULL AND status = 'pending'
+    WHERE finished_at IS NULL AND status = 'pending' AND kind = %(kind)s AND priority = %(priority)s::task_priority
       AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
       AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
       AND (expires_at IS NULL OR expires_at > statement_timestamp())
@@ -105,20 +113,25 @@ SELECT
     ARRAY(SELECT id::text FROM expired),
     extract(epoch FROM least(
         (SELECT due_at FROM task
-         WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND due_at > statement_timestamp()
+         WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending'
+           AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at > statement_timestamp()
          ORDER BY due_at LIMIT 1),
         (SELECT expires_at FROM task
          WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
-           AND expires_at > statement_timestamp()
+           AND kind = %(kind)s AND priority = %(priority)s::task_priority AND expires_at > statement_timestamp()
          ORDER BY expires_at LIMIT 1)
     ) - statement_timestamp())::float8;
 
 -- find_due_tasks --
--- No change: what a consumer may claim when there is no stream to tell it.
-SELECT id FROM task
-WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp()
-  AND (expires_at IS NULL OR expires_at > statement_timestamp()) AND kind = ANY(%(kinds)s::text[])
-ORDER BY due_at LIMIT %(limit)s;
+-- No change: what a consumer may claim when there is no stream to tell it, of the kinds that it serves.
+SELECT due.id
+FROM unnest(%(kinds)s::text[]) AS served (kind), unnest(enum_range(NULL::task_priority)) AS lane (priority), LATERAL (
+    SELECT id, due_at FROM task
+    WHERE finished_at IS NULL AND status = 'pending' AND task.kind = served.kind AND task.priority = lane.priority
+      AND due_at <= statement_timestamp() AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    ORDER BY due_at LIMIT %(limit)s
+) AS due
+ORDER BY lane.priority, due.due_at LIMIT %(limit)s;
 
 -- claim_tasks --
 -- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, or of a
@@ -142,7 +155,7 @@ UPDATE task SET
     updated_at = clock_timestamp()
 FROM wanted WHERE task.id = wanted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority;
 
 -- unpublish_foreign_tasks --
 -- pending stays pending: a worker was told of tasks of kinds that it does not serve. The relay tells others.
@@ -214,7 +227,7 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, live.worker_id;
+    kind, progress, retry_of, retried_as, priority, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -263,7 +276,7 @@ RETURNING key;
 -- get_tasks --
 SELECT id, content, status, created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as
+    kind, progress, retry_of, retried_as, priority
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- find_tasks --
@@ -339,8 +352,12 @@ DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
 SELECT
     (SELECT coalesce(json_object_agg(status, tasks), '{}') FROM
         (SELECT status, sum(tasks) AS tasks FROM task_tally GROUP BY status) AS total),
-    (SELECT extract(epoch FROM statement_timestamp() - due_at)::float8 FROM task
-     WHERE finished_at IS NULL AND status = 'pending' AND due_at <= statement_timestamp() ORDER BY due_at LIMIT 1);
+    (SELECT extract(epoch FROM statement_timestamp() - min(oldest.due_at))::float8 FROM task_lane AS lane, LATERAL (
+        SELECT due_at FROM task
+        WHERE finished_at IS NULL AND status = 'pending' AND task.kind = lane.kind AND task.priority = lane.priority
+          AND due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT 1
+    ) AS oldest);
 
 -- fold_tally --
 -- The tally's rows become one for each status. What another fold has in hand is left to it.

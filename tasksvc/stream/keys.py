@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from tasksvc.domain.task import DEFAULT_LANE, Lane, Priority
 
 GROUP = "tasksvc"
 """The consumer group of all processes."""
@@ -19,13 +22,37 @@ class Keys:
 
     @property
     def tasks(self) -> str:
-        """The stream of the ids of tasks that are due."""
+        """The stream of the ids of tasks that are due, in the default lane."""
         return f"{self.prefix}:tasks"
+
+    @property
+    def lanes(self) -> str:
+        """The set of the names of all lanes that somebody has used, beside the default one."""
+        return f"{self.prefix}:lanes"
 
     @property
     def canceled(self) -> str:
         """The channel that tells the ids of tasks to stop."""
         return f"{self.prefix}:canceled"
+
+    def stream(self, lane: Lane) -> str:
+        """The stream of the ids of tasks that are due in a lane."""
+        return self.tasks if lane == DEFAULT_LANE else f"{self.tasks}:{lane_name(lane)}"
+
+    def lane_name_of(self, stream: str) -> str:
+        """Of a stream that is not the default one."""
+        return stream.removeprefix(f"{self.tasks}:")
+
+
+def lane_name(lane: Lane) -> str:
+    """In visible characters, without a comma or an @."""
+    return f"{lane.priority}:{quote(lane.kind, safe='')}"
+
+
+def lane_of(name: str) -> Lane | None:
+    """The lane of that name; None when it is no lane's."""
+    priority, _, kind = name.partition(":")
+    return Lane(unquote(kind), Priority(priority)) if priority in list(Priority) else None
 
 
 def consumer_name(worker_id: str, number: int) -> str:

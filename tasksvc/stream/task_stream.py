@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import count as counting
 from typing import Any
 from uuid import uuid4
 
@@ -21,12 +22,21 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from tasksvc.domain.errors import StreamUnavailable
-from tasksvc.stream.keys import FIELD, GROUP, Keys, consumer_name, worker_of
+from tasksvc.domain.task import DEFAULT_KIND, DEFAULT_LANE, Lane, Priority
+from tasksvc.stream.keys import (
+    FIELD,
+    GROUP,
+    Keys,
+    consumer_name,
+    lane_name,
+    lane_of,
+    worker_of,
+)
 
 log = structlog.get_logger(__name__)
 
 Entry = tuple[str, str | None]
-"""An entry's id in the stream, and the task's id; None for an entry that is not one of ours."""
+"""What to acknowledge it by, and the task's id; None for an entry that is not one of ours."""
 
 _BATCH = 1000
 
@@ -38,9 +48,17 @@ BLOCK_MARGIN_SECONDS = 2.0
 
 # Many ids travel as one argument: to pack a hundred of them costs redis-py more than all the rest.
 
-# KEYS: the stream. ARGV: the most entries that it may hold, and ids.
-# Returns how many of the ids went in; the rest did not fit.
+_HIGH_FIRST = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+_ORDERS = (
+    *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.NORMAL, Priority.HIGH, Priority.LOW)),
+    *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.LOW, Priority.NORMAL, Priority.HIGH)),
+)
+"""In which order the reads look into the lanes, by turns: high first, and none starves."""
+
+# KEYS: the stream, and the set of lanes. ARGV: the most entries that it may hold, ids, the lane's
+# name. Returns how many of the ids went in; the rest did not fit.
 _PUBLISH = """
+if ARGV[3] ~= '' then redis.call('SADD', KEYS[2], ARGV[3]) end
 local room = tonumber(ARGV[1]) - redis.call('XLEN', KEYS[1])
 local count = 0
 for id in string.gmatch(ARGV[2], '[^,]+') do
@@ -51,25 +69,55 @@ end
 return count
 """.replace("FIELD", FIELD)
 
-# KEYS: the stream. ARGV: the group, and entries.
+# KEYS: the streams, the first ones first. ARGV: the group, the consumer, and how many entries.
+# Returns them by their streams.
+_READ = """
+local left, found = tonumber(ARGV[3]), {}
+for _, stream in ipairs(KEYS) do
+  local answer = redis.call(
+    'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', left, 'STREAMS', stream, '>')
+  if answer then
+    found[#found + 1] = answer[1]
+    left = left - #answer[1][2]
+    if left <= 0 then break end
+  end
+end
+return found
+"""
+
+# KEYS: the default stream. ARGV: the group, and entries, each with its lane's name if it has one.
 _ACKNOWLEDGE = """
-for entry in string.gmatch(ARGV[2], '[^,]+') do
-  redis.call('XACK', KEYS[1], ARGV[1], entry)
-  redis.call('XDEL', KEYS[1], entry)
+for entry, lane in string.gmatch(ARGV[2], '([^,@]+)@?([^,]*)') do
+  local stream = KEYS[1]
+  if lane ~= '' then stream = stream .. ':' .. lane end
+  redis.call('XACK', stream, ARGV[1], entry)
+  redis.call('XDEL', stream, entry)
 end
 """
 
 
 class TaskStream:
-    """The stream of due tasks, its one consumer group, and the channel of the canceled.
+    """The streams of due tasks, one for each lane, and the channel of the canceled.
 
     Every method raises StreamUnavailable when Redis is away or refuses.
     """
 
     def __init__(
-        self, url: str, *, prefix: str, readers: int, block_seconds: float, max_entries: int
+        self,
+        url: str,
+        *,
+        prefix: str,
+        readers: int,
+        block_seconds: float,
+        max_entries: int,
+        kinds: Iterable[str] = (DEFAULT_KIND,),
     ) -> None:
+        """`kinds` are those that are read; `max_entries` is the bound of one lane."""
         self._keys = Keys(prefix)
+        self._kinds = tuple(kinds)
+        own = [Lane(kind, priority) for kind in self._kinds for priority in Priority]
+        self._own_lanes = sorted(own, key=lambda lane: lane != DEFAULT_LANE)
+        self._turns = counting()
         self._block_seconds = block_seconds
         self._max_entries = max_entries
         self._commands = _client(url, COMMAND_TIMEOUT_SECONDS, readers + 16, "tasksvc")
@@ -82,20 +130,19 @@ class TaskStream:
         self._pubsub: PubSub | None = None
         self.is_up = False
         """Whether the last command found Redis there."""
-        self.is_refusing = False
-        """Whether the last publication did not go in, all of it: no room, or no memory."""
-        self.lost_at: float | None = None
-        """When (`time.monotonic`) the group was found missing and made anew: whatever was published
-        before may be lost. Whoever has published it again sets this back to None."""
+        self.refusing: set[Lane] = set()
+        """Where the last publication did not go in, all of it: no room, or no memory."""
+        self.lost_at: dict[Lane, float] = {}
+        """When (`time.monotonic`) a lane's group was found missing and made anew: whatever was
+        published there before may be lost. Whoever has published it again takes this out."""
 
-    @property
-    def is_open(self) -> bool:
+    def is_open(self, lane: Lane = DEFAULT_LANE) -> bool:
         """Whether a publication now is likely to succeed."""
-        return self.is_up and not self.is_refusing
+        return self.is_up and lane not in self.refusing
 
     async def open(self) -> None:
         async with self._answers():
-            await self._make_group()
+            await self._make_groups()
 
     async def close(self) -> None:
         await self._unsubscribe()
@@ -104,17 +151,23 @@ class TaskStream:
 
     # Publishing.
 
-    async def publish(self, ids: Sequence[str]) -> int:
+    async def publish(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> int:
         """How many of the ids, from the first on, are in the stream now; the rest did not fit."""
         try:
             async with self._answers():
                 count: int = await self._commands.eval(
-                    _PUBLISH, 1, self._keys.tasks, str(self._max_entries), ",".join(ids)
+                    _PUBLISH,
+                    2,
+                    self._keys.stream(lane),
+                    self._keys.lanes,
+                    str(self._max_entries),
+                    ",".join(ids),
+                    "" if lane == DEFAULT_LANE else lane_name(lane),
                 )
         except StreamUnavailable:
-            self.is_refusing = True  # out of memory, it still lets itself be read
+            self.refusing.add(lane)  # out of memory, it still lets itself be read
             raise
-        self.is_refusing = count < len(ids)
+        self._refuses(lane, count < len(ids))
         return count
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
@@ -138,20 +191,42 @@ class TaskStream:
     # Consuming.
 
     async def read(self, worker_id: str, number: int, count: int) -> list[Entry]:
-        """New entries for a consumer, at most `count`; waits for the first, but not for long."""
+        """New entries for a consumer, those of high priority first; waits for the first, but not
+        for long.
+
+        They are at most `count`, or one for each lane, where several come after a wait at once.
+        """
+        name = consumer_name(worker_id, number)
         async with self._answers():
-            name = consumer_name(worker_id, number)
+            streams = [self._keys.stream(lane) for lane in self._lanes_by_turns()]
+            answer: Any = await self._commands.eval(
+                _READ, len(streams), *streams, GROUP, name, str(count)
+            )
+            if answer:
+                return [
+                    (self._entry(stream, entry), _task_id(_fields(pairs)))
+                    for stream, entries in answer
+                    for entry, pairs in entries
+                ]
+            share = max(1, count // len(streams))
             block = round(self._block_seconds * 1000)
-            return await self._read_group(self._readers, name, ">", count, block)
+            return await self._read_group(
+                self._readers, name, dict.fromkeys(streams, ">"), share, block
+            )
 
     async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
-        """What the consumer was given before and has not acknowledged, after an entry's id.
+        """What the consumer was given before and has not acknowledged, after an entry.
 
         An answer that was lost on its way leaves entries that nobody has seen.
         """
+        name = consumer_name(worker_id, number)
+        entry, _, of = after.partition("@")
+        first = self._own_lanes.index(lane_of(of) or self._own_lanes[0])
+        starts = dict.fromkeys(map(self._keys.stream, self._own_lanes[first:]), "0")
+        starts[self._keys.stream(self._own_lanes[first])] = entry
         async with self._answers():
-            name = consumer_name(worker_id, number)
-            return await self._read_group(self._commands, name, after, count, None)
+            entries = await self._read_group(self._commands, name, starts, count, None)
+        return entries[:count]
 
     async def unblock(self) -> None:
         """Ends this object's blocked reads, without losing what one is just being given."""
@@ -166,46 +241,52 @@ class TaskStream:
             await self._commands.eval(_ACKNOWLEDGE, 1, self._keys.tasks, GROUP, ",".join(entries))
 
     async def worker_ids(self) -> set[str]:
-        """The workers whose consumers are in the group."""
+        """The workers whose consumers are in a lane's group."""
         async with self._answers():
-            consumers = await self._commands.xinfo_consumers(self._keys.tasks, GROUP)
-        return {worker_of(consumer["name"]) for consumer in consumers}
+            return {
+                worker_of(consumer["name"])
+                for stream in await self._streams()
+                for consumer in await self._commands.xinfo_consumers(stream, GROUP)
+            }
 
     async def remove_consumers(self, worker_id: str) -> list[str]:
-        """Takes a worker's consumers out of the group; the tasks that they left unacknowledged."""
+        """Takes a worker's consumers out of the groups; the tasks that they left unacknowledged."""
         ids: list[str] = []
         async with self._answers():
-            for consumer in await self._commands.xinfo_consumers(self._keys.tasks, GROUP):
-                name = consumer["name"]
-                if worker_of(name) == worker_id:
-                    while entries := await self._read_group(
-                        self._commands, name, "0", _BATCH, None
-                    ):
-                        ids += [id for _, id in entries if id is not None]
-                        await self.acknowledge([entry for entry, _ in entries])
-                    await self._commands.xgroup_delconsumer(self._keys.tasks, GROUP, name)
+            for stream in await self._streams():
+                for consumer in await self._commands.xinfo_consumers(stream, GROUP):
+                    name = consumer["name"]
+                    if worker_of(name) == worker_id:
+                        while entries := await self._read_group(
+                            self._commands, name, {stream: "0"}, _BATCH, None
+                        ):
+                            ids += [id for _, id in entries if id is not None]
+                            await self.acknowledge([entry for entry, _ in entries])
+                        await self._commands.xgroup_delconsumer(stream, GROUP, name)
         return ids
 
     # Looking.
 
-    async def look(self) -> tuple[int, float]:
+    async def look(self, lane: Lane = DEFAULT_LANE) -> tuple[int, float]:
         """The room for more entries, and the age of the first that nobody was given yet.
 
-        The age is by Redis's clock, in seconds; 0 when nothing waits. The stream is first in, first
+        The age is by Redis's clock, in seconds; 0 when nothing waits. A lane is first in, first
         out: what was published before that entry was delivered, or lost.
         """
         async with self._answers():
-            stream = self._keys.tasks
+            stream = self._keys.stream(lane)
+            if lane != DEFAULT_LANE:
+                await self._register(lane)
             async with self._commands.pipeline(transaction=False) as pipeline:
                 pipeline.xlen(stream)
                 pipeline.time()
                 pipeline.xinfo_groups(stream)
                 length, (seconds, microseconds), groups = await pipeline.execute()
             room = self._max_entries - length
-            self.is_refusing = room <= 0
+            self._refuses(lane, room <= 0)
             delivered = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP), None)
             if delivered is None:
-                await self._make_group()
+                await self._make_group(lane)
                 return room, 0.0
             waiting = await self._commands.xrange(stream, f"({delivered}", "+", count=1)
         if not waiting:
@@ -214,24 +295,55 @@ class TaskStream:
         return room, float(max(0.0, seconds + microseconds / 1e6 - published))
 
     async def measure(self) -> tuple[int, int]:
-        """The entries in the stream, and those of them that a consumer has in hand."""
-        async with self._answers(), self._commands.pipeline(transaction=False) as pipeline:
-            pipeline.xlen(self._keys.tasks)
-            pipeline.xpending(self._keys.tasks, GROUP)
-            length, pending = await pipeline.execute()
-        return length, pending["pending"]
+        """The entries in all lanes, and those of them that a consumer has in hand."""
+        async with self._answers():
+            streams = await self._streams()
+            async with self._commands.pipeline(transaction=False) as pipeline:
+                for stream in streams:
+                    pipeline.xlen(stream)
+                    pipeline.xpending(stream, GROUP)
+                answers = await pipeline.execute()
+        return sum(answers[::2]), sum(pending["pending"] for pending in answers[1::2])
 
     # Below.
 
     async def _read_group(
-        self, client: Redis, name: str, after: str, count: int, block: int | None
+        self, client: Redis, name: str, after: dict[Any, Any], count: int, block: int | None
     ) -> list[Entry]:
-        answer: Any = await client.xreadgroup(
-            GROUP, name, {self._keys.tasks: after}, count=count, block=block
-        )
+        """From each stream, `count` at most."""
+        answer: Any = await client.xreadgroup(GROUP, name, after, count=count, block=block)
         return [
-            (entry, _task_id(fields)) for _, entries in answer or () for entry, fields in entries
+            (self._entry(stream, entry), _task_id(fields))
+            for stream, entries in answer or ()
+            for entry, fields in entries
         ]
+
+    def _entry(self, stream: str, entry: str) -> str:
+        return entry if stream == self._keys.tasks else f"{entry}@{self._keys.lane_name_of(stream)}"
+
+    def _lanes_by_turns(self) -> list[Lane]:
+        """This process's lanes, in the order in which to look into them now."""
+        turn = next(self._turns)
+        # One kind's tasks must not keep those of another waiting either.
+        start = turn % len(self._kinds)
+        kinds = self._kinds[start:] + self._kinds[:start]
+        order = _ORDERS[turn % len(_ORDERS)]
+        return [Lane(kind, priority) for priority in order for kind in kinds]
+
+    def _refuses(self, lane: Lane, is_so: bool) -> None:
+        (self.refusing.add if is_so else self.refusing.discard)(lane)
+
+    async def _lanes(self) -> list[Lane]:
+        """This process's own, and those that any other has used."""
+        names: Any = await self._commands.smembers(self._keys.lanes)
+        others = [lane for name in sorted(names) if (lane := lane_of(name))]
+        return list(dict.fromkeys([*self._own_lanes, *others]))
+
+    async def _streams(self) -> list[str]:
+        return [self._keys.stream(lane) for lane in await self._lanes()]
+
+    async def _register(self, lane: Lane) -> None:
+        await self._commands.sadd(self._keys.lanes, lane_name(lane))
 
     async def _unsubscribe(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
@@ -239,20 +351,34 @@ class TaskStream:
             with suppress(RedisError, OSError, RuntimeError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    async def _make_group(self) -> None:
+    async def _make_groups(self) -> None:
+        """Where one is missing."""
+        if await self._commands.type(self._keys.lanes) not in ("none", "set"):
+            await self._put_aside(self._keys.lanes)
+        for lane in self._own_lanes:
+            if lane != DEFAULT_LANE:
+                await self._register(lane)
+        for lane in await self._lanes():
+            await self._make_group(lane)
+
+    async def _make_group(self, lane: Lane) -> None:
+        stream = self._keys.stream(lane)
         # From 0, never from $: what is in the stream already would be skipped.
         try:
-            await self._commands.xgroup_create(self._keys.tasks, GROUP, id="0", mkstream=True)
+            await self._commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" in str(error):
                 return
             if "WRONGTYPE" not in str(error):
                 raise
-            # Somebody wrote over our key. It is put aside, not deleted.
-            await self._commands.rename(self._keys.tasks, f"{self._keys.tasks}:wrong-type")
-            await self._commands.xgroup_create(self._keys.tasks, GROUP, id="0", mkstream=True)
-        log.info("The consumer group is made", action="group_made")
-        self.lost_at = time.monotonic()
+            await self._put_aside(stream)
+            await self._commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        log.info("The consumer group is made", action="group_made", stream=stream)
+        self.lost_at[lane] = time.monotonic()
+
+    async def _put_aside(self, key: str) -> None:
+        """Somebody wrote over a key of ours. That is not deleted."""
+        await self._commands.rename(key, f"{key}:wrong-type")
 
     @asynccontextmanager
     async def _answers(self) -> AsyncIterator[None]:
@@ -263,7 +389,7 @@ class TaskStream:
             if _is_gone(error):
                 self._mark_up()
                 with suppress(RedisError, OSError):
-                    await self._make_group()
+                    await self._make_groups()
             else:
                 # Out of memory, read-only, no replicas: it answers, and refuses.
                 self._mark_down(error)
@@ -284,6 +410,10 @@ class TaskStream:
         if self.is_up:
             self.is_up = False
             log.warning("Redis does not answer", action="redis_down", error=type(error).__name__)
+
+
+def _fields(pairs: Sequence[str]) -> dict[str, str]:
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def _task_id(fields: dict[str, str] | None) -> str | None:

@@ -24,6 +24,7 @@ from tasksvc.domain.task import (
     NOTHING_MORE,
     Filter,
     Options,
+    Priority,
     Status,
     Task,
 )
@@ -69,6 +70,7 @@ class TaskCreate(Schema):
     delay_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
     run_at = _Moment(format="iso")
     expires_at = _Moment(format="iso")
+    priority = fields.Enum(Priority, by_value=True)
 
     @validates_schema
     def _one_start(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -224,6 +226,8 @@ def _shown(task: Task) -> dict[str, Any]:
         document["error"] = task.error
     if task.kind != DEFAULT_KIND:
         document["kind"] = task.kind
+    if task.priority != Priority.NORMAL:
+        document["priority"] = task.priority
     if task.progress is not None:
         document["progress"] = task.progress
     if task.result is not None:

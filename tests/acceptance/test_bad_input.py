@@ -160,7 +160,7 @@ async def test_content_with_nul(send: Send, value: str) -> None:
         ("status", "/status"),
         ("attempt", "/attempt"),
         ("worker_id", "/worker_id"),
-        ("priority", "/priority"),
+        ("prio", "/prio"),
         ("", "/"),
         ("a/b~c", "/a~1b~0c"),
         ("_schema", "/_schema"),

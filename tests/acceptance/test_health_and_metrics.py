@@ -51,6 +51,7 @@ TYPES = {
 """The contract's names."""
 
 LABELS = {
+    "priority": {"high", "normal", "low"},
     "status": {"pending", "processing", "completed", "failed", "canceled"},
     "route": {
         "/task",
@@ -246,7 +247,7 @@ async def test_processing_is_counted_and_timed(start_service: Start) -> None:
     assert service.metric("task_processing_duration_count") == 5
     assert service.metric("task_processing_duration_sum") > 5 * 0.05
     assert service.metric('task_processing_duration_bucket{le="0.05"}') == 0
-    assert service.metric("tasksvc_task_wait_seconds_count") == 5
+    assert service.metric('tasksvc_task_wait_seconds_count{priority="normal"}') == 5
     assert service.metric("tasksvc_running") == 0
 
 

@@ -127,3 +127,32 @@ async def test_time_limit_and_attempts_of_a_task(
         "message": "It ran for longer than 0.1 s.",
         "attempt": 2,
     }
+
+
+async def test_high_priority_goes_first_and_low_does_not_starve(
+    shared_services: Callable[..., ServiceProcess],
+) -> None:
+    service = shared_services(TASK_SIMULATED_SECONDS=0.05, TASK_CONSUMER_CONCURRENCY=1)
+    lows, highs = (
+        [create(service, priority=priority)["id"] for _ in range(10)]
+        for priority in ("low", "high")
+    )
+    for id in lows + highs:
+        await ended(service, id, "completed")
+
+    order = query(service.env["DATABASE_URL"], "SELECT id FROM task ORDER BY finished_at")
+    places = {id: place for place, (id,) in enumerate(order)}
+    # The lows had begun before the first high was there; from then on they had one turn in eight.
+    overtaken = [id for id in lows if places[id] > places[highs[-1]]]
+    assert len(overtaken) >= 5
+    assert any(places[highs[0]] < places[id] < places[highs[-1]] for id in lows)
+
+
+async def test_priority_is_shown_and_kept_by_a_retry(shared_service: ServiceProcess) -> None:
+    task = create(shared_service, priority="low")
+    assert task["priority"] == "low"
+    assert "priority" not in create(shared_service, priority="normal")
+    assert (await ended(shared_service, task["id"], "completed"))["priority"] == "low"
+
+    status, _, body = shared_service.request("POST", f"/task/{task['id']}/retry")
+    assert (status, json.loads(body)["priority"]) == (201, "low")

@@ -58,8 +58,8 @@ async def make_stream(
     streams: list[TaskStream] = []
     bell = Bell()
 
-    def make(*, max_entries: int = 10_000, block_seconds: float = 0.05) -> TaskStream:
-        bounds: dict[str, Any] = {"max_entries": max_entries, "block_seconds": block_seconds}
+    def make(*, max_entries: int = 10_000, block_seconds: float = 0.05, **more: Any) -> TaskStream:
+        bounds = {"max_entries": max_entries, "block_seconds": block_seconds} | more
         if real_redis_url is None:
             stream: TaskStream = MemoryStream(bell, **bounds)
         else:

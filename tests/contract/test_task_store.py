@@ -13,7 +13,18 @@ import uuid_utils
 from tasksvc.domain import outcome
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
-from tasksvc.domain.task import Claim, Keyed, NewTask, Options, Progress, Status, Task
+from tasksvc.domain.task import (
+    DEFAULT_LANE,
+    Claim,
+    Keyed,
+    Lane,
+    NewTask,
+    Options,
+    Priority,
+    Progress,
+    Status,
+    Task,
+)
 from tasksvc.store.task_store import TaskStore
 from tests.harness import ago, eventually
 
@@ -340,6 +351,60 @@ class TestKeys:
         assert len(await store.get_tasks([task.id for task in tasks])) == 3
 
 
+class TestLanes:
+    async def test_priority_stays_with_the_task(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        task = special(priority=Priority.HIGH)
+        (created,) = await store.insert_special_tasks([task])
+        (claim,) = await store.claim_tasks(worker_id, [task.id])
+        (read,) = await store.get_tasks([task.id])
+        (canceled,) = await store.cancel_tasks([task.id])
+        await store.retry_task(task.id, new := new_id(), is_published=True)
+        (retried,) = await store.get_tasks([new])
+
+        found = [created, claim, read, canceled.task, retried]
+        assert [each.priority for each in found] == ["high"] * 5
+
+    async def test_lanes_are_those_of_tasks_that_are_not_final(self, store: TaskStore) -> None:
+        assert await store.find_lanes() == set()
+        await insert(store)
+        tasks = [
+            special(kind=kind, priority=priority)
+            for kind in ("a", "default", "z")
+            for priority in (Priority.LOW, Priority.HIGH)
+        ]
+        await store.insert_special_tasks(tasks)
+        await store.cancel_tasks([tasks[0].id])
+
+        lanes = {task.options.lane for task in tasks[1:]}
+        assert await store.find_lanes() == {DEFAULT_LANE} | lanes
+
+    async def test_lanes_are_published_apart(self, store: TaskStore) -> None:
+        (normal,) = await insert(store, is_published=False)
+        low, expiring = (
+            special(priority=Priority.LOW),
+            special(priority=Priority.LOW, expires_at=datetime.now(UTC)),
+        )
+        later = special(kind="a", delay_seconds=HOUR)
+        await store.insert_special_tasks([low, expiring, later])
+        await store.unpublish_tasks([low.id, later.id])
+
+        due = await store.publish_due_tasks(ago(HOUR), 10, low.options.lane)
+        assert (due.ids, due.expired, due.next_seconds) == ([low.id], [expiring.id], None)
+        due = await store.publish_due_tasks(ago(HOUR), 10, later.options.lane)
+        assert (due.ids, due.next_seconds) == ([], pytest.approx(HOUR, abs=60))
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [normal]
+
+    async def test_due_tasks_of_high_priority_come_first(self, store: TaskStore) -> None:
+        ids = await insert(store, 2)
+        low, high = special(priority=Priority.LOW), special(priority=Priority.HIGH)
+        await store.insert_special_tasks([low])
+        await store.insert_special_tasks([high])
+
+        assert await store.find_due_tasks(10) == [high.id, *ids, low.id]
+        assert await store.find_due_tasks(2) == [high.id, ids[0]]
+
+
 class TestKinds:
     async def test_worker_claims_and_finds_only_kinds_that_it_serves(
         self, store: TaskStore
@@ -376,7 +441,8 @@ class TestKinds:
 
         await store.unpublish_foreign_tasks(worker_id, [task.id, own])
 
-        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [task.id]
+        assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
+        assert (await store.publish_due_tasks(ago(HOUR), 10, Lane("greet"))).ids == [task.id]
 
 
 class TestProgress:

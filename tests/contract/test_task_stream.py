@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from tasksvc.stream.task_stream import TaskStream
+from tasksvc.domain.task import DEFAULT_LANE, Lane, Priority
+from tasksvc.stream.task_stream import Entry, TaskStream
 from tests.harness import eventually
 
 TASKS = [f"00000000-0000-7000-8000-{number:012}" for number in range(10)]
@@ -62,14 +64,14 @@ async def test_publication_is_bounded(make_stream: Callable[..., TaskStream]) ->
     stream = make_stream(max_entries=3)
     await stream.open()
 
-    assert stream.is_open
+    assert stream.is_open()
     assert await stream.publish(TASKS[:2]) == 2
-    assert stream.is_open
+    assert stream.is_open()
     assert await stream.publish(TASKS[2:6]) == 1
-    assert not stream.is_open
+    assert not stream.is_open()
     assert await stream.publish(TASKS[2:6]) == 0
     assert await stream.look() == (0, pytest.approx(0, abs=10))
-    assert not stream.is_open
+    assert not stream.is_open()
 
 
 async def test_room_makes_it_open_again(make_stream: Callable[..., TaskStream]) -> None:
@@ -80,7 +82,7 @@ async def test_room_makes_it_open_again(make_stream: Callable[..., TaskStream]) 
     await stream.acknowledge([entry for entry, _ in entries])
 
     assert (await stream.look())[0] == 2
-    assert stream.is_open
+    assert stream.is_open()
 
 
 async def test_look_tells_the_age_of_what_nobody_was_given(stream: TaskStream) -> None:
@@ -154,3 +156,102 @@ async def test_cancellation_is_heard_by_all_who_listen(
                 heard = await listener.read_canceled()
         assert heard == TASKS[:2]
     assert await one.read_canceled() == []
+
+
+def task_id(first: int, number: int) -> str:
+    return f"{first}0000000-0000-7000-8000-{number:012}"
+
+
+HIGH, LOW = Lane(priority=Priority.HIGH), Lane(priority=Priority.LOW)
+OTHER = Lane("a, b@c:d")
+
+
+def ids_of(entries: list[Entry]) -> list[str | None]:
+    return [id for _, id in entries]
+
+
+class TestLanes:
+    async def test_high_is_read_first(self, stream: TaskStream) -> None:
+        for lane, id in zip((LOW, DEFAULT_LANE, HIGH), TASKS, strict=False):
+            await stream.publish([id], lane)
+
+        assert ids_of(await stream.read("w", 1, 2)) == [TASKS[2], TASKS[1]]
+        assert ids_of(await stream.read("w", 1, 2)) == [TASKS[0]]
+
+    async def test_none_starves(self, stream: TaskStream) -> None:
+        """Of eight reads six begin with high, one with normal and one with low."""
+        for number, lane in enumerate((LOW, DEFAULT_LANE, HIGH)):
+            await stream.publish([task_id(number, n) for n in range(30)], lane)
+
+        first = [ids_of(await stream.read("w", 1, 1)) for _ in range(16)]
+        lanes = Counter(str(id)[0] for (id,) in first)
+        assert lanes == {"2": 12, "1": 2, "0": 2}
+
+    async def test_kinds_take_turns(self, make_stream: Callable[..., TaskStream]) -> None:
+        stream = make_stream(kinds=("default", "a"))
+        await stream.open()
+        await stream.publish([task_id(0, n) for n in range(30)])
+        await stream.publish([task_id(1, n) for n in range(30)], Lane("a"))
+
+        first = [ids_of(await stream.read("w", 1, 1)) for _ in range(16)]
+        assert Counter(str(id)[0] for (id,) in first) == {"0": 8, "1": 8}
+
+    async def test_other_kinds_are_left_alone(
+        self, stream: TaskStream, make_stream: Callable[..., TaskStream]
+    ) -> None:
+        other = make_stream(kinds=(OTHER.kind,))
+        await other.open()
+        await stream.publish(TASKS[:2], OTHER)
+        await stream.publish(TASKS[2:3])
+
+        assert ids_of(await stream.read("w", 1, 10)) == TASKS[2:3]
+        entries = await other.read("v", 1, 10)
+        assert ids_of(entries) == TASKS[:2]
+        assert await stream.measure() == (3, 3)
+        await other.acknowledge([entry for entry, _ in entries])
+        assert await stream.measure() == (1, 1)
+
+    async def test_lanes_do_not_share_their_room(
+        self, make_stream: Callable[..., TaskStream]
+    ) -> None:
+        stream = make_stream(max_entries=3)
+        await stream.open()
+        assert await stream.publish(TASKS[:5], LOW) == 3
+
+        assert not stream.is_open(LOW)
+        assert stream.is_open()
+        assert await stream.publish(TASKS[5:7]) == 2
+        assert await stream.look(LOW) == (0, pytest.approx(0, abs=10))
+        assert await stream.look() == (1, pytest.approx(0, abs=10))
+        assert await stream.look(HIGH) == (3, 0.0)
+
+    async def test_what_was_given_is_read_again_from_every_lane(
+        self, make_stream: Callable[..., TaskStream]
+    ) -> None:
+        stream = make_stream(kinds=("default", OTHER.kind))
+        await stream.open()
+        for lane, ids in ((LOW, TASKS[:3]), (OTHER, TASKS[3:5]), (DEFAULT_LANE, TASKS[5:8])):
+            await stream.publish(ids, lane)
+        await stream.read("w", 1, 10)
+
+        found: list[str | None] = []
+        after = "0"
+        while entries := await stream.read_again("w", 1, 2, after):
+            found += ids_of(entries)
+            assert len(entries) <= 2
+            after = entries[-1][0]
+        assert sorted(map(str, found)) == sorted(TASKS[:8])
+
+    async def test_gone_worker_leaves_every_lane(
+        self, stream: TaskStream, make_stream: Callable[..., TaskStream]
+    ) -> None:
+        other = make_stream(kinds=("default", OTHER.kind))
+        await other.open()
+        await stream.publish(TASKS[:2], OTHER)
+        await stream.publish(TASKS[2:4])
+        await other.read("gone", 1, 10)
+
+        assert await stream.worker_ids() == {"gone"}
+        assert sorted(await stream.remove_consumers("gone")) == sorted(TASKS[:4])
+        assert await stream.worker_ids() == set()
+        assert await stream.measure() == (0, 0)

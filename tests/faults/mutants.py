@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tasksvc.domain.task import Lane
 from tasksvc.store import queries
 from tasksvc.stream.task_stream import TaskStream
 
@@ -59,7 +60,7 @@ def cancel_anything() -> None:
 def group_from_the_end() -> None:
     """The group starts at `$`: what was in the stream already is skipped."""
 
-    async def make_group(self: TaskStream) -> None:
+    async def make_group(self: TaskStream, lane: Lane) -> None:
         import contextlib
         import time
 
@@ -68,8 +69,9 @@ def group_from_the_end() -> None:
         from tasksvc.stream.keys import GROUP
 
         with contextlib.suppress(ResponseError):
-            await self._commands.xgroup_create(self._keys.tasks, GROUP, id="$", mkstream=True)
-            self.lost_at = time.monotonic()
+            stream = self._keys.stream(lane)
+            await self._commands.xgroup_create(stream, GROUP, id="$", mkstream=True)
+            self.lost_at[lane] = time.monotonic()
 
     TaskStream._make_group = make_group  # type: ignore[method-assign]
 

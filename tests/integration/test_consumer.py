@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import redis
+import uuid_utils
 
 from tasksvc.consumers.running import StopReason
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
-from tasksvc.domain.task import Claim, Status
+from tasksvc.domain.task import Claim, NewTask, Options, Priority, Status
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
-from tests.integration.conftest import MakeWorker, Row, Worker
+from tests.integration.conftest import MakeWorker, Row, Worker, do_nothing
 
 Rows = Callable[[], list[Row]]
 
@@ -523,3 +524,34 @@ async def test_two_consumers_of_one_process_have_pending_entries_of_their_own(
     await other.take()
 
     assert query(database_url, "SELECT count(DISTINCT worker_id) FROM task") == [(2,)]
+
+
+async def test_more_entries_than_places_wait_for_their_turn(
+    make_worker: MakeWorker,
+    store: TaskStore,
+    redis_client: redis.Redis,
+    stream_key: str,
+    rows: Rows,
+) -> None:
+    """A read that waited may be given an entry of each lane at once."""
+    worker = await registered(make_worker, do_nothing, places=1)
+    await worker.take()
+    tasks = [
+        NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(priority=priority))
+        for priority in Priority
+    ]
+    await store.insert_special_tasks(tasks)
+    reading = asyncio.create_task(worker.consumer.run_once())
+    await eventually(lambda: [c for c in redis_client.client_list() if "b" in c["flags"]])
+    keys = [f"{stream_key}:high:default", stream_key, f"{stream_key}:low:default"]
+    with redis_client.pipeline(transaction=True) as pipeline:
+        for key, task in zip(keys, tasks, strict=True):
+            pipeline.xadd(key, {"id": task.id})
+        pipeline.execute()
+
+    assert await reading == 1
+    await worker.finish()
+    for _ in range(2):
+        await worker.work()
+    assert rows() == [("completed", 1, 0)] * 3
+    assert await worker.stream.measure() == (0, 0)

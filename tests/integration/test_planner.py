@@ -80,6 +80,7 @@ async def live(store: TaskStore) -> None:
     await store.find_keyed_tasks(["1", "2"])
     await store.forget_keys(60, 100)
     await store.unpublish_tasks(ids[:20])
+    await store.find_lanes()
     await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)
     await store.claim_tasks(worker_id, ids[:100])

@@ -13,7 +13,7 @@ import uuid_utils
 
 from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
-from tasksvc.domain.task import NewTask
+from tasksvc.domain.task import DEFAULT_LANE, Lane, NewTask
 from tasksvc.service import TaskService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
@@ -42,8 +42,7 @@ async def notice_loss(stream: TaskStream, seconds_ago: float = 1.0) -> None:
     """Somebody found the group missing a while ago, and has made it anew."""
     with suppress(StreamUnavailable):
         await stream.look()
-    assert stream.lost_at is not None
-    stream.lost_at -= seconds_ago
+    stream.lost_at[DEFAULT_LANE] -= seconds_ago
 
 
 async def backlog(store: TaskStore, stream: TaskStream, size: int) -> list[str]:
@@ -51,7 +50,7 @@ async def backlog(store: TaskStore, stream: TaskStream, size: int) -> list[str]:
     ids = [task.id for task in tasks]
     await store.insert_tasks(tasks)
     await stream.publish(ids)
-    stream.lost_at = None
+    stream.lost_at.clear()
     return ids
 
 
@@ -136,7 +135,7 @@ async def test_long_backlog_holds_the_watermark_back(
     await sweep(former.service)  # the group is new
     task = await former.create()
     grow_old(redis_client, stream_key, database_url, task.id)
-    monkeypatch.setattr("tasksvc.service._CLAIM_SECONDS", 0)
+    monkeypatch.setattr("tasksvc.publisher._CLAIM_SECONDS", 0)
 
     worker = make_worker()
     for _ in range(3):
@@ -173,7 +172,7 @@ async def test_sweep_after_the_loss_of_the_group_publishes_the_whole_backlog_onc
 
     assert sum(steps) == 3000
     assert Counter(published(redis_client, stream_key)) == dict.fromkeys(ids, 1)
-    assert stream.lost_at is None
+    assert not stream.lost_at
     assert await sweep(worker.service) == [0]
 
 
@@ -265,7 +264,7 @@ async def test_publication_that_fails_is_taken_back(
     redis_client.xtrim(stream_key, maxlen=0, approximate=False)
     query(database_url, "UPDATE task SET published_at = NULL")
 
-    async def refuse(ids: Sequence[str]) -> int:
+    async def refuse(ids: Sequence[str], lane: Lane) -> int:
         raise StreamUnavailable
 
     with monkeypatch.context() as patch:
@@ -285,7 +284,7 @@ async def test_publication_that_can_not_be_taken_back_is_found_by_its_age(
     redis_client: redis.Redis,
     stream_key: str,
 ) -> None:
-    async def refuse(ids: Sequence[str]) -> int:
+    async def refuse(ids: Sequence[str], lane: Lane) -> int:
         raise StreamUnavailable
 
     async def be_away(ids: Sequence[str]) -> None:

@@ -327,6 +327,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "forget_workers": ([],),
         "measure": (),
         "fold_tally": (),
+        "find_lanes": (),
         "ping": (),
     }
     for method, arguments in calls.items():

@@ -18,6 +18,7 @@ import redis
 import structlog
 
 from tasksvc.domain.errors import StreamUnavailable
+from tasksvc.domain.task import DEFAULT_LANE
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.stream import task_stream
 from tasksvc.stream.keys import GROUP
@@ -225,7 +226,7 @@ class TestLoss:
     async def test_reader_heals_and_skips_nothing(
         self, stream: TaskStream, own_client: redis.Redis, breakage: str, is_blocked: bool
     ) -> None:
-        stream.lost_at = None
+        stream.lost_at.clear()
         before = time.monotonic()
         reading = asyncio.create_task(stream.read("w", 1, 1)) if is_blocked else None
         if reading is not None:
@@ -243,14 +244,13 @@ class TestLoss:
             await read_all(stream, 0)
 
         assert stream.is_up
-        assert stream.lost_at is not None
-        assert before < stream.lost_at <= time.monotonic()
+        assert before < stream.lost_at[DEFAULT_LANE] <= time.monotonic()
 
     @pytest.mark.parametrize("act", ["read_again", "look", "worker_ids", "remove", "measure"])
     async def test_everything_heals(
         self, stream: TaskStream, own_client: redis.Redis, breakage: str, act: str
     ) -> None:
-        stream.lost_at = None
+        stream.lost_at.clear()
         acts: dict[str, Callable[[], Any]] = {
             "read_again": lambda: stream.read_again("w", 1, 1, "0"),
             "look": stream.look,
@@ -265,7 +265,7 @@ class TestLoss:
         await acts[act]()
 
         assert stream.is_up
-        assert stream.lost_at is not None
+        assert DEFAULT_LANE in stream.lost_at
 
 
 async def test_wrong_key_is_put_aside_and_not_lost(
@@ -288,8 +288,8 @@ async def test_group_that_is_there_was_not_lost(
     other = make_stream()
     await other.open()
 
-    assert stream.lost_at is not None
-    assert other.lost_at is None
+    assert stream.lost_at
+    assert not other.lost_at
 
 
 async def test_group_sees_what_was_there_before_it(
@@ -368,11 +368,11 @@ class TestRefusal:
                 with pytest.raises(StreamUnavailable):
                     await stream.publish(new_ids(1))
                 assert not stream.is_up
-                assert not stream.is_open
+                assert not stream.is_open()
 
         assert [line["action"] for line in logs] == ["redis_down"]
         await stream.look()
-        assert stream.is_open
+        assert stream.is_open()
         assert await stream.publish(new_ids(1)) == 1
 
     async def test_without_memory_it_is_read_but_not_open(
@@ -388,7 +388,7 @@ class TestRefusal:
 
             assert [id for _, id in entries] == ids
             assert stream.is_up
-            assert not stream.is_open
+            assert not stream.is_open()
 
 
 class TestOutage:

@@ -93,7 +93,7 @@ def test_histogram_is_cumulative_and_ends_with_all(metrics: Metrics) -> None:
 
 def test_histogram_without_a_value_is_there(metrics: Metrics) -> None:
     assert value(metrics, "task_processing_duration_count") == 0
-    assert value(metrics, "tasksvc_task_wait_seconds_count") == 0
+    assert value(metrics, 'tasksvc_task_wait_seconds_count{priority="low"}') == 0
 
 
 def test_requests_are_apart_by_route_method_and_code(metrics: Metrics) -> None:
