@@ -20,6 +20,7 @@ from tasksvc.consumers.pool import ConsumerPool
 from tasksvc.consumers.relay import Relay
 from tasksvc.consumers.rescuer import Rescuer
 from tasksvc.consumers.running import Running
+from tasksvc.consumers.scheduler import Scheduler
 from tasksvc.consumers.watchdog import Watchdog
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
@@ -30,15 +31,17 @@ from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
+from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
+from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
 from tasksvc.web.health import Health
-from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
+from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SCHEDULES, SERVICE
 from tasksvc.web.limits import Limits
 
 log = structlog.get_logger(__name__)
@@ -55,6 +58,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     metrics = Metrics(__version__)
     database = open_database(settings)
     store = TaskStore(database)
+    schedule_store = ScheduleStore(database)
     delivery = _delivery(settings)
     if delivery is not None and http.KIND in declared:
         raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
@@ -67,11 +71,13 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    pool = _pool(settings, service, stream, metrics, kinds)
+    schedules = ScheduleService(schedule_store, service)
+    pool = _pool(settings, service, schedules, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
     app[SERVICE] = service
+    app[SCHEDULES] = schedules
     app[POOL] = pool
     app[HEALTH] = Health(service.ping, lambda: stream.is_up, pool.stalled)
     app[LIMITS] = Limits(settings.max_body_bytes, settings.body_timeout_seconds)
@@ -89,6 +95,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
         if delivery is not None:
             await delivery.close()
         await stream.close()
+        await schedule_store.close()
         await store.close()
 
     app.cleanup_ctx.append(life)
@@ -159,6 +166,7 @@ def _kinds(
 def _pool(
     settings: Settings,
     service: TaskService,
+    schedules: ScheduleService,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, Kind],
@@ -173,8 +181,11 @@ def _pool(
     ]
     relay = Loop(Relay(service, settings.relay_seconds))
     service.on_due_in = relay.wake_in
+    scheduler = Loop(Scheduler(schedules))
+    schedules.on_put = scheduler.wake
     duties = [
         relay,
+        scheduler,
         Loop(Rescuer(service, settings.lease_seconds)),
         Loop(Janitor(service, settings.retention_seconds, settings.key_seconds)),
     ]

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -215,7 +215,7 @@ class TaskService:
             return self._creates.join(
                 NewTask(id, content, self._default_attempts, traceparent, is_published)
             )
-        return self._create_special(self._new_task(content, traceparent, options))
+        return self._create_special(self.new_task(content, traceparent, options))
 
     async def create_once(
         self,
@@ -230,7 +230,7 @@ class TaskService:
 
         Raises KeyReused too: the first had another fingerprint.
         """
-        task = self._new_task(content, traceparent, options)
+        task = self.new_task(content, traceparent, options)
         created = await self._special_creates.join(task._replace(key=key, fingerprint=fingerprint))
         if isinstance(created, KeyReused):
             raise created
@@ -241,7 +241,7 @@ class TaskService:
 
         Raises ContentRefused when the database does not take one of the contents.
         """
-        tasks = [self._new_task(content, None, options) for content, options in orders]
+        tasks = [self.new_task(content, None, options) for content, options in orders]
         self._special_creates.check_room()
         created = await self._special_creates.join_all(tasks)
         return [each.task for each in created if isinstance(each, Created)]
@@ -296,6 +296,27 @@ class TaskService:
         if isinstance(found, Task):
             raise TaskIsFinal(found.status)
         return found.task
+
+    # For schedules.
+
+    def new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
+        """A task with an id, on its way into the store."""
+        # The relay publishes what has to wait for its time.
+        is_published = self._stream.is_open(options.lane) and not options.waits
+        return NewTask(
+            str(uuid_utils.uuid7()),
+            content,
+            self._attempts(options),
+            traceparent,
+            is_published,
+            options,
+        )
+
+    def publish_soon(self, tasks: Iterable[NewTask]) -> None:
+        """Tells the stream of tasks that have just been committed."""
+        for task in tasks:
+            if task.is_published:
+                self._publisher.soon([task.id], task.options.lane)
 
     # For operators.
 
@@ -502,11 +523,10 @@ class TaskService:
             rest = [task.id for task in missing]
             found.update((task.id, task) for task in await self._store.get_tasks(rest))
         created = [_created(new, found.get(new.id), keyed) for new in tasks]
+        self.publish_soon([task for task in tasks if task.id in found])
         for new in tasks:
             if (task := found.get(new.id)) is None:
                 continue
-            if new.is_published:
-                self._publisher.soon([new.id], new.options.lane)
             if new.options.waits:
                 self.on_due_in(_seconds(task.created_at, task.run_at))
             if task.expires_at is not None:
@@ -559,18 +579,6 @@ class TaskService:
         return [finish.id in written for finish in finishes]
 
     # Below.
-
-    def _new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
-        # The relay publishes what has to wait for its time.
-        is_published = self._stream.is_open(options.lane) and not options.waits
-        return NewTask(
-            str(uuid_utils.uuid7()),
-            content,
-            self._attempts(options),
-            traceparent,
-            is_published,
-            options,
-        )
 
     async def _create_special(self, task: NewTask) -> Task:
         created = await self._special_creates.join(task)

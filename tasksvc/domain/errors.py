@@ -8,6 +8,9 @@
     ├── UnknownKind           nobody serves tasks of this kind
     ├── KeyReused             this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
+    ├── ScheduleNotFound      no schedule has this name
+    ├── TooManySchedules      there is no room for another one
+    ├── InvalidCron           this is no cron expression, or it never comes
     ├── ContentRefused        PostgreSQL does not take this value
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -56,6 +59,18 @@ class TaskIsNotFinal(TaskServiceError):
     def __init__(self, status: Status) -> None:
         super().__init__(f"The task is {status} still.")
         self.status = status
+
+
+class ScheduleNotFound(TaskServiceError):
+    """There is no schedule with this name."""
+
+
+class TooManySchedules(TaskServiceError):
+    """There are too many schedules already."""
+
+
+class InvalidCron(TaskServiceError):
+    """Must be a cron expression of five fields that comes some day."""
 
 
 class ContentRefused(TaskServiceError):

@@ -84,6 +84,10 @@ class Task(NamedTuple):
     retry_of: str | None = None
     retried_as: str | None = None
     priority: str = Priority.NORMAL
+    schedule: str | None = None
+    """The name of the schedule that made it."""
+    scheduled_for: datetime | None = None
+    """Which moment of the schedule it is for."""
 
     @property
     def is_final(self) -> bool:
@@ -94,7 +98,7 @@ class Task(NamedTuple):
         return Lane(self.kind, self.priority)
 
 
-NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None, Priority.NORMAL)
+NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None, Priority.NORMAL, None, None)
 """What a plain task has after its five first fields."""
 
 

@@ -1,4 +1,4 @@
-"""Reads `tasks.sql` into named queries."""
+"""Reads files of SQL into named queries."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PARAMETER = re.compile(r"%\((\w+)\)s")
 _NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 
 
-def load() -> dict[str, str]:
+def load(file: str) -> dict[str, str]:
     """The queries by name, without their comments."""
-    text = (resources.files("tasksvc.store") / "tasks.sql").read_text("utf-8")
+    text = (resources.files("tasksvc.store") / file).read_text("utf-8")
     _, *parts = _NAME.split(text)
     return {name: _statement(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -24,10 +24,10 @@ from tasksvc.domain.task import (
     Status,
     Task,
 )
-from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array, text_array
-from tasksvc.store.database import Database, Row
-from tasksvc.store.queries import Prepared, SecondsSince
+from tasksvc.store.database import Database
+from tasksvc.store.queries import SecondsSince
+from tasksvc.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,13 @@ _SESSIONS = (
 )
 
 
-class TaskStore:
-    """Each kind of work has a session of its own, so that none waits for another.
-
-    Every method raises StoreUnavailable when PostgreSQL is away or too slow. Ids are UUIDs as text;
-    whoever calls has checked them.
+class TaskStore(Store):
+    """Every method raises StoreUnavailable when PostgreSQL is away or too slow. Ids are UUIDs as
+    text; whoever calls has checked them.
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._queries = queries.load()
-        self._prepared = {name: Prepared.of(name, text) for name, text in self._queries.items()}
-        self._sessions = {name: database.session(name) for name in _SESSIONS}
+        super().__init__(database, "tasks.sql", _SESSIONS)
 
     @property
     def longest_statement_seconds(self) -> float:
@@ -98,13 +93,6 @@ class TaskStore:
     def up_seconds(self) -> float:
         """How long PostgreSQL has answered without a break, as far as is known here."""
         return self._database.up_seconds
-
-    async def close(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
-
-    async def _run(self, session: str, query: str, **parameters: Any) -> list[Row]:
-        return await self._sessions[session].run(self._prepared[query], parameters)
 
     # A task's life.
 
@@ -362,11 +350,14 @@ def _task(id: str, content: str, status: str, *others: Any) -> Task:
     return Task(id, content, _STATUS[status], *others)
 
 
+def document(task: NewTask) -> dict[str, Any]:
+    """The task with the columns that it has, for JSON."""
+    return {**task.options._asdict(), **task._asdict(), "options": None}
+
+
 def _documents(tasks: Sequence[NewTask]) -> str:
-    """The tasks as a JSON array, each with the columns that it has."""
-    documents = [{**task.options._asdict(), **task._asdict(), "options": None} for task in tasks]
     try:
-        return orjson.dumps(documents).decode()
+        return orjson.dumps([document(task) for task in tasks]).decode()
     except TypeError:  # half a surrogate pair
         raise ContentRefused from None
 

@@ -44,7 +44,7 @@ RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
 -- No change: the tasks that were created under these keys.
 SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- retry_task --
@@ -54,8 +54,11 @@ WITH old AS (
     SELECT * FROM task
     WHERE id = %(id)s::uuid AND status IN ('completed', 'failed', 'canceled') ORDER BY id FOR UPDATE
 ), new AS (
-    INSERT INTO task (id, content, max_attempts, traceparent, kind, priority, timeout_seconds, published_at, retry_of)
-    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, timeout_seconds,
+    INSERT INTO task (
+        id, content, max_attempts, traceparent, kind, priority, timeout_seconds, schedule, scheduled_for, published_at,
+        retry_of
+    )
+    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, timeout_seconds, schedule, scheduled_for,
         CASE WHEN %(is_published)s THEN clock_timestamp() END, id
     FROM old
     ON CONFLICT (id) DO NOTHING
@@ -227,7 +230,7 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, live.worker_id;
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -276,7 +279,7 @@ RETURNING key;
 -- get_tasks --
 SELECT id, content, status, created_at, updated_at, error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- find_tasks --

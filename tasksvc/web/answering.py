@@ -18,10 +18,13 @@ from aiohttp.typedefs import Handler
 
 from tasksvc.domain.errors import (
     ContentRefused,
+    InvalidCron,
     KeyReused,
+    ScheduleNotFound,
     TaskIsFinal,
     TaskIsNotFinal,
     TaskNotFound,
+    TooManySchedules,
     Unavailable,
     UnknownKind,
 )
@@ -59,7 +62,7 @@ def _problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case TaskNotFound():
+        case TaskNotFound() | ScheduleNotFound():
             return Problem(HTTPStatus.NOT_FOUND, str(error))
         case TaskIsFinal() | TaskIsNotFinal():
             return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)
@@ -69,6 +72,10 @@ def _problem(error: Exception) -> Problem:
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         case KeyReused():
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        case TooManySchedules():
+            return Problem(HTTPStatus.CONFLICT, str(error))
+        case InvalidCron():
+            return wrong_shape([{"pointer": "/cron", "detail": str(error)}])
         case UnknownKind():
             return wrong_shape([{"pointer": "/kind", "detail": str(error)}])
         case web.HTTPMethodNotAllowed():

@@ -16,6 +16,9 @@ from multidict import istr
 
 JSON = "application/json"
 
+NO_CONTENT = 204
+"""A status whose answers have neither a body nor a word about it."""
+
 X_REQUEST_ID = istr("X-Request-ID")
 
 _COMMON = """Server: tasksvc\r
@@ -57,8 +60,11 @@ class Answer(web.StreamResponse):
             own += "Connection: close\r\n"
         elif request.version == HttpVersion10:
             own += "Connection: keep-alive\r\n"
+        if self.status == NO_CONTENT:
+            entity = ""
+        else:
+            entity = f"Content-Type: {self._type}\r\nContent-Length: {len(self._bytes)}\r\n"
         return (
-            f"HTTP/1.1 {self.status} {self.reason}\r\nContent-Type: {self._type}\r\n"
-            f"Content-Length: {len(self._bytes)}\r\nDate: {rfc822_formatted_time()}\r\n"
+            f"HTTP/1.1 {self.status} {self.reason}\r\n{entity}Date: {rfc822_formatted_time()}\r\n"
             f"{_COMMON}{own}\r\n"
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from aiohttp import web
 
 from tasksvc.metrics import Metrics
+from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.web.health import Health
 from tasksvc.web.limits import Limits
 
 SERVICE = web.AppKey("service", TaskService)
+SCHEDULES = web.AppKey("schedules", ScheduleService)
 METRICS = web.AppKey("metrics", Metrics)
 HEALTH = web.AppKey("health", Health)
 LIMITS = web.AppKey("limits", Limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tasksvc.web import views
+from tasksvc.web import schedules, views
 
 TASKS = [
     web.post("/task", views.create_task),
@@ -13,6 +13,10 @@ TASKS = [
     web.post("/task/{task_id}/retry", views.retry_task),
     web.post("/tasks", views.create_tasks),
     web.get("/tasks", views.find_tasks),
+    web.put("/schedules/{name}", schedules.put_schedule),
+    web.get("/schedules/{name}", schedules.get_schedule),
+    web.get("/schedules", schedules.find_schedules),
+    web.delete("/schedules/{name}", schedules.delete_schedule),
 ]
 
 OPS = [

@@ -124,11 +124,7 @@ _TASK_SEARCH = TaskSearch()
 
 def load_tasks_create(body: bytes | bytearray) -> list[TaskOrder]:
     """Raises Problem, as `load_task_create` does."""
-    document = _document(body)
-    try:
-        orders: list[TaskOrder] = _TASKS_CREATE.load(document)["tasks"]
-    except ValidationError as error:
-        raise wrong_shape(_errors(document, error.messages)) from None
+    orders: list[TaskOrder] = load(_TASKS_CREATE, body)["tasks"]
     return orders
 
 
@@ -162,16 +158,25 @@ def _mark(filter: Filter) -> bytes:
     return hashlib.sha256(orjson.dumps(list(filter))).digest()[:_MARK_BYTES]
 
 
+def load(schema: Schema, body: bytes | bytearray) -> Any:
+    """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
+    return _load(schema, _document(body))
+
+
 def load_task_create(body: bytes | bytearray) -> TaskOrder:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     document = _document(body)
     if _is_plain(document):
         return TaskOrder(document["content"])
+    order: TaskOrder = _load(_TASK_CREATE, document)
+    return order
+
+
+def _load(schema: Schema, document: Any) -> Any:
     try:
-        order: TaskOrder = _TASK_CREATE.load(document)
+        return schema.load(document)
     except ValidationError as error:
         raise wrong_shape(_errors(document, error.messages)) from None
-    return order
 
 
 def _document(body: bytes | bytearray) -> Any:
@@ -217,8 +222,8 @@ def _shown(task: Task) -> dict[str, Any]:
         "id": task.id,
         "content": task.content,
         "status": task.status,
-        "created_at": _time(task.created_at),
-        "updated_at": None if task.updated_at is None else _time(task.updated_at),
+        "created_at": shown_time(task.created_at),
+        "updated_at": None if task.updated_at is None else shown_time(task.updated_at),
     }
     if task[5:] == NOTHING_MORE:
         return document
@@ -233,19 +238,23 @@ def _shown(task: Task) -> dict[str, Any]:
     if task.result is not None:
         document["result"] = task.result
     if task.run_at is not None:
-        document["run_at"] = _time(task.run_at)
+        document["run_at"] = shown_time(task.run_at)
     if task.timeout_seconds is not None:
         document["timeout_seconds"] = task.timeout_seconds
     if task.expires_at is not None:
-        document["expires_at"] = _time(task.expires_at)
+        document["expires_at"] = shown_time(task.expires_at)
     if task.retry_of is not None:
         document["retry_of"] = task.retry_of
     if task.retried_as is not None:
         document["retried_as"] = task.retried_as
+    if task.schedule is not None:
+        document["schedule"] = task.schedule
+    if task.scheduled_for is not None:
+        document["scheduled_for"] = shown_time(task.scheduled_for)
     return document
 
 
-def _time(moment: datetime) -> datetime | str:
+def shown_time(moment: datetime) -> datetime | str:
     """RFC 3339 in UTC, always with six digits and `Z`. The store's times are in UTC."""
     if moment.microsecond:
         return moment  # orjson writes it so, unless all six are zeros

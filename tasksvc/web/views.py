@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Iterator
@@ -13,13 +12,13 @@ from typing import Any
 import orjson
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import istr
 
 from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import Created
-from tasksvc.web.answers import JSON, Answer
-from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
+from tasksvc.web.answers import Answer
+from tasksvc.web.bodies import read_json
+from tasksvc.web.keys import HEALTH, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 from tasksvc.web.schemas import (
     TaskOrder,
@@ -35,8 +34,6 @@ from tasksvc.web.schemas import (
 log = structlog.get_logger(__name__)
 
 _is_logged = logging.getLogger(__name__).isEnabledFor
-
-_UTF_8 = frozenset({"utf-8", "utf8"})
 
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
 """https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header"""
@@ -56,7 +53,7 @@ async def create_task(request: web.Request) -> Answer:
     try:
         if app[HEALTH].is_stopping:
             raise unavailable("The service is stopping.")
-        order = load_task_create(await _read_json(request))
+        order = load_task_create(await read_json(request))
         if order.options.kind is not None:
             await app[SERVICE].check_kind(order.options.kind)
         is_replayed = False
@@ -109,7 +106,7 @@ async def create_tasks(request: web.Request) -> Answer:
     with _creating(request):
         if IDEMPOTENCY_KEY in request.headers:
             raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key is for POST /task alone.")
-        orders = load_tasks_create(await _read_json(request))
+        orders = load_tasks_create(await read_json(request))
         for number, order in enumerate(orders):
             if order.options.kind is not None:
                 try:
@@ -190,53 +187,6 @@ async def _create_once(request: web.Request, order: TaskOrder) -> Created:
         key=key,
         fingerprint=order.fingerprint(),
     )
-
-
-async def _read_json(request: web.Request) -> bytes | bytearray:
-    if request.headers.get(hdrs.CONTENT_TYPE) != JSON and not _is_json(request):
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"The body must be {JSON} in UTF-8.",
-            headers={"Accept-Post": JSON},
-        )
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "The body must not be compressed.",
-            headers={hdrs.ACCEPT_ENCODING: "identity"},
-        )
-    limits = request.app[LIMITS]
-    try:
-        if not request.content.is_eof():
-            async with asyncio.timeout(limits.body_timeout_seconds):
-                return await _read_body(request, limits.max_body_bytes)
-        # It came with its head: a timer and a loop would cost more than the rest.
-        body = request.content.read_nowait()
-    except TimeoutError:
-        raise Problem(
-            HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
-        ) from None
-    except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
-        # The client went away half way, or its chunks are none.
-        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
-    if len(body) > limits.max_body_bytes:
-        raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, len(body))
-    return body
-
-
-async def _read_body(request: web.Request, max_bytes: int) -> bytearray:
-    """The whole body. aiohttp's own `read` would keep it for as long as the request lives."""
-    body = bytearray()
-    while data := await request.content.readany():
-        body += data
-        if len(body) > max_bytes:
-            raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
-    return body
-
-
-def _is_json(request: web.Request) -> bool:
-    """However it is written."""
-    return request.content_type == JSON and (request.charset or "utf-8").lower() in _UTF_8
 
 
 def _traceparent(request: web.Request) -> str | None:

@@ -13,11 +13,12 @@ from tasksvc.stream.task_stream import TaskStream
 def _replace_in_query(name: str, *replacements: tuple[str, str]) -> None:
     original = queries.load
 
-    def load() -> dict[str, str]:
-        loaded = original()
+    def load(file: str) -> dict[str, str]:
+        loaded = original(file)
         for old, new in replacements:
-            assert old in loaded[name], f"{name} has no {old!r}"
-            loaded[name] = loaded[name].replace(old, new)
+            if name in loaded:
+                assert old in loaded[name], f"{name} has no {old!r}"
+                loaded[name] = loaded[name].replace(old, new)
         return loaded
 
     queries.load = load  # type: ignore[assignment]

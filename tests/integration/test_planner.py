@@ -115,7 +115,7 @@ async def test_no_statement_reads_the_whole_table(
         query(database_url, "ANALYZE task")
     await live(store)
 
-    assert store.plans.keys() == queries.load().keys()
+    assert store.plans.keys() == queries.load("tasks.sql").keys()
     scanning = {
         name: plan
         for name, plan in store.plans.items()

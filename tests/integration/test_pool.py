@@ -22,6 +22,7 @@ from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
 from tasksvc.service import TaskService
 from tasksvc.settings import Settings
+from tasksvc.store.store import Store
 from tasksvc.store.task_store import TaskStore
 from tasksvc.web.keys import SERVICE
 from tests.harness import eventually
@@ -322,14 +323,14 @@ async def test_idle_service_runs_less_than_one_statement_a_second(
 ) -> None:
     """With the times that are the default."""
     count = 0
-    run = TaskStore._run
+    run = Store._run
 
-    async def counting(store: TaskStore, *args: Any, **parameters: Any) -> Any:
+    async def counting(store: Store, *args: Any, **parameters: Any) -> Any:
         nonlocal count
         count += 1
         return await run(store, *args, **parameters)
 
-    monkeypatch.setattr(TaskStore, "_run", counting)
+    monkeypatch.setattr(Store, "_run", counting)
     app = await start_app(lease_seconds=10.0, heartbeat_seconds=2.5, relay_seconds=2.5)
     await process_one(app[SERVICE])
     started, count = time.monotonic(), 0

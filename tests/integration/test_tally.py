@@ -100,7 +100,7 @@ async def test_fold_waits_for_nobody(database_url: str, store: TaskStore) -> Non
     await insert(store, new_ids(2))
     connection = psycopg2.connect(database_url)
     with connection.cursor() as cursor:
-        cursor.execute(queries.load()["fold_tally"])
+        cursor.execute(queries.load("tasks.sql")["fold_tally"])
         await insert(store, new_ids(3))
         await store.fold_tally()
         connection.commit()
@@ -113,7 +113,7 @@ async def test_truncation_during_a_fold_counts_nothing(database_url: str, store:
     await insert(store, new_ids(2))
     connection = psycopg2.connect(database_url)
     with connection.cursor() as cursor:
-        cursor.execute(queries.load()["fold_tally"])
+        cursor.execute(queries.load("tasks.sql")["fold_tally"])
         truncating = threading.Thread(target=query, args=(database_url, "TRUNCATE task"))
         truncating.start()
         await eventually(lambda: query(database_url, "SELECT 1 FROM pg_locks WHERE NOT granted"))
@@ -141,7 +141,7 @@ def cost_with(url: str, count: int) -> int:
         SELECT gen_random_uuid(), 'completed', now(), 3, 'x' FROM generate_series(1, %s)""",
         count,
     )
-    loaded = queries.load()
+    loaded = queries.load("tasks.sql")
     query(url, loaded["fold_tally"])
     query(url, "VACUUM task_tally")
     ((plan,),) = query(url, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {loaded['measure']}")

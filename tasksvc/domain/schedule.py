@@ -1,0 +1,72 @@
+"""What a schedule is: a task that is made again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from tasksvc.domain.task import NewTask
+
+
+class Missed(StrEnum):
+    """What becomes of the moments at which nobody was there. The database knows the same words."""
+
+    SKIP = "skip"
+    """Nothing, once they are more than a minute old."""
+
+    LAST = "last"
+    """One task, for the last of them."""
+
+
+class ScheduleOrder(NamedTuple):
+    """What a client asks for."""
+
+    cron: str
+    timezone: str
+    task: Mapping[str, Any]
+    """As a client would create it."""
+    missed: Missed
+    is_paused: bool
+
+
+class Schedule(NamedTuple):
+    """A schedule as its clients see it. Times are aware and in UTC."""
+
+    name: str
+    cron: str
+    timezone: str
+    task: Mapping[str, Any]
+    missed: Missed
+    created_at: datetime
+    updated_at: datetime | None
+    next_run_at: datetime | None
+    """None while it is paused."""
+    last_run_at: datetime | None
+    """Which moment its last task was made for."""
+    last_task_id: str | None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.next_run_at is None
+
+
+class Tick(NamedTuple):
+    """A schedule that is due, and what is to be done."""
+
+    schedule: Schedule
+    """As it was read: if it has changed, nothing is done."""
+    scheduled_for: datetime
+    next_run_at: datetime
+    task: NewTask | None
+    """None when the moment is skipped."""
+
+
+class DueSchedules(NamedTuple):
+    """The schedules that are due, by the database's clock."""
+
+    schedules: list[Schedule]
+    now: datetime
+    next_seconds: float | None
+    """Until the next of the others is due; None when there is none."""

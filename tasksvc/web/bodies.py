@@ -1,0 +1,63 @@
+"""The body of a request: JSON, whole, and not too large."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from tasksvc.web.answers import JSON
+from tasksvc.web.keys import LIMITS
+from tasksvc.web.problems import Problem
+
+_UTF_8 = frozenset({"utf-8", "utf8"})
+
+
+async def read_json(request: web.Request) -> bytes | bytearray:
+    """Raises Problem for what is not JSON by its headers, too large, or does not arrive."""
+    if request.headers.get(hdrs.CONTENT_TYPE) != JSON and not _is_json(request):
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"The body must be {JSON} in UTF-8.",
+            headers={"Accept-Post": JSON},
+        )
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "The body must not be compressed.",
+            headers={hdrs.ACCEPT_ENCODING: "identity"},
+        )
+    limits = request.app[LIMITS]
+    try:
+        if not request.content.is_eof():
+            async with asyncio.timeout(limits.body_timeout_seconds):
+                return await _read_body(request, limits.max_body_bytes)
+        # It came with its head: a timer and a loop would cost more than the rest.
+        body = request.content.read_nowait()
+    except TimeoutError:
+        raise Problem(
+            HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
+        ) from None
+    except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
+        # The client went away half way, or its chunks are none.
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
+    if len(body) > limits.max_body_bytes:
+        raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, len(body))
+    return body
+
+
+async def _read_body(request: web.Request, max_bytes: int) -> bytearray:
+    """The whole body. aiohttp's own `read` would keep it for as long as the request lives."""
+    body = bytearray()
+    while data := await request.content.readany():
+        body += data
+        if len(body) > max_bytes:
+            raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
+    return body
+
+
+def _is_json(request: web.Request) -> bool:
+    """However it is written."""
+    return request.content_type == JSON and (request.charset or "utf-8").lower() in _UTF_8
