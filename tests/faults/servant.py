@@ -24,6 +24,7 @@ from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler
 from tasksvc.serve import serve
 from tasksvc.settings import Settings
+from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.faults import mutants
@@ -41,8 +42,10 @@ FAILPOINTS: dict[str, tuple[type, str]] = {
     "after_release": (TaskStore, "release_tasks"),
     "after_rescue": (TaskStore, "rescue_tasks"),
     "after_republication": (TaskStore, "publish_due_tasks"),
+    "before_schedule": (ScheduleStore, "run_schedules"),
+    "after_schedule": (ScheduleStore, "run_schedules"),
 }
-_BEFORE = {"after_effect", "before_acknowledgement"}
+_BEFORE = {"after_effect", "before_acknowledgement", "before_schedule"}
 
 
 def arm(name: str, at: int = 1) -> None:

@@ -123,3 +123,23 @@ async def test_task_that_kills_every_worker_ends_as_failed(
     await eventually(lambda: front.task(id)["status"] == "failed")
     assert front.task(id)["error"]["type"] == "WorkerLost"
     assert len(effects()) == 2
+
+
+@pytest.mark.parametrize("failpoint", ["before_schedule", "after_schedule"])
+async def test_moment_of_a_schedule_has_one_task_though_its_maker_dies(
+    start_servant: StartServant, failpoint: str
+) -> None:
+    doomed = start_servant(FAILPOINT=failpoint)
+    body = b'{"cron": "0 0 1 1 *", "task": {"content": "x"}}'
+    headers = {"Content-Type": "application/json"}
+    assert doomed.request("PUT", "/schedules/a", body, headers)[0] == 201
+    url = doomed.env["DATABASE_URL"]
+    query(url, "UPDATE schedule SET next_run_at = clock_timestamp()")
+    with contextlib.suppress(OSError):  # it wakes, and dies
+        doomed.request("PUT", "/schedules/a", body, headers)
+    assert doomed.process.wait(10) == DIED
+
+    start_servant()
+
+    await eventually(lambda: query(url, ROWS) == [("completed", 1, 0)])
+    assert query(url, "SELECT next_run_at > clock_timestamp() FROM schedule") == [(True,)]
