@@ -59,6 +59,8 @@ LABELS = {
         "/tasks",
         "/task/{task_id}",
         "/task/{task_id}/cancel",
+        "/schedules",
+        "/schedules/{name}",
         "/health",
         "/health/live",
         "/health/ready",
@@ -66,7 +68,10 @@ LABELS = {
         "none",
     },
     "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
-    "code": {"200", "201", "400", "404", "405", "408", "413", "415", "417", "422", "500", "503"},
+    "code": {
+        *("200", "201", "204", "400", "404", "405", "408", "409", "413", "415", "417", "422"),
+        *("500", "503"),
+    },
     "group": {"create", "get", "cancel", "claim", "finish", "progress", "special"},
 }
 """Every value that a label may have, but for `le` and `version`."""

@@ -294,7 +294,8 @@ async def test_pool_without_consumers_is_no_worker(start_app: StartApp) -> None:
     pool: ConsumerPool = app[POOL]
 
     assert app[SERVICE].worker_id is None
-    assert {loop.name for loop in pool._loops()} == {"relay", "rescuer", "janitor", "watchdog"}
+    duties = {"relay", "scheduler", "rescuer", "janitor", "watchdog"}
+    assert {loop.name for loop in pool._loops()} == duties
 
 
 @pytest.mark.slow
