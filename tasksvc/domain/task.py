@@ -98,7 +98,20 @@ class Task(NamedTuple):
         return Lane(self.kind, self.priority)
 
 
-NOTHING_MORE = (None, None, None, None, None, DEFAULT_KIND, None, None, None, Priority.NORMAL, None, None)
+NOTHING_MORE = (
+    None,
+    None,
+    None,
+    None,
+    None,
+    DEFAULT_KIND,
+    None,
+    None,
+    None,
+    Priority.NORMAL,
+    None,
+    None,
+)
 """What a plain task has after its five first fields."""
 
 

@@ -190,7 +190,7 @@ async def test_paused_schedule(service: ServiceProcess) -> None:
 
 async def test_options_of_a_task(shared_services: Start) -> None:
     shop = shared_services(TASKSVC_HANDLERS="tests.handlers.shop", TASK_RETRY_BASE_SECONDS=0)
-    task = {"content": "you", "kind": "greet", "timeout_seconds": 30}
+    task = {"content": "you", "kind": "greet", "timeout_seconds": 30, "priority": "high"}
     assert put(shop, "greeting", task=task).status == 201
     set_due(shop, 0)
     put(shop, "greeting", task=task)
@@ -199,7 +199,8 @@ async def test_options_of_a_task(shared_services: Start) -> None:
 
     await eventually(lambda: shop.task(id)["status"] == "completed")
     assert shop.task(id)["result"]["hello"] == "you"
-    assert (shop.task(id)["kind"], shop.task(id)["timeout_seconds"]) == ("greet", 30)
+    shown = shop.task(id)
+    assert {name: shown[name] for name in task} == task
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,7 @@ async def test_options_of_a_task(shared_services: Start) -> None:
         ({"task": {"content": "x" * 10_001}}, "/task/content"),
         ({"task": {"content": "x", "kind": "nobody's"}}, "/task/kind"),
         ({"task": {"content": "x", "max_attempts": 0}}, "/task/max_attempts"),
+        ({"task": {"content": "x", "priority": "urgent"}}, "/task/priority"),
         ({"task": {"content": "x", "timeout_seconds": -1}}, "/task/timeout_seconds"),
         ({"task": {"content": "x", "delay_seconds": 1}}, "/task/delay_seconds"),
         ({"task": {"content": "x", "run_at": "2030-01-01T00:00:00Z"}}, "/task/run_at"),

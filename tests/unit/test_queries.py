@@ -7,6 +7,7 @@ from importlib import resources
 
 import pytest
 
+from tasksvc.domain.task import Options
 from tasksvc.store import queries
 
 FOLDER = resources.files("tasksvc.store")
@@ -63,3 +64,10 @@ def test_rows_are_locked_in_an_order(file: str, store: str) -> None:
         for select in re.findall(r"SELECT[^;]*?FOR UPDATE", statement):
             if re.search(r"FROM (task|result|schedule)\b|JOIN task", select):
                 assert "ORDER BY" in select, name
+
+
+def test_task_of_a_schedule_has_every_option_but_moments() -> None:
+    statement = queries.load("schedules.sql")["run_schedules"]
+
+    for option in {*Options._fields} - {"delay_seconds", "run_at", "expires_at"}:
+        assert len(re.findall(rf"\b{option}\b", statement)) >= 3, option
