@@ -19,6 +19,7 @@ from uuid import UUID
 import structlog
 import uuid_utils
 
+from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import (
     KeyReused,
     LeaseLost,
@@ -67,6 +68,9 @@ _KINDS_SECONDS = 1.0
 
 _MESSAGE_LENGTH = 500
 """Characters of a message about progress that are kept."""
+
+_ATTEMPTS = 1000
+"""Of one task, in one read: there is no bound to how often it may be handed back."""
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
@@ -284,6 +288,16 @@ class TaskService:
         if task is None:
             raise TaskNotFound
         return task
+
+    async def get_attempts(self, id: str) -> list[Attempt]:
+        """The runs of a task, in their order; of very many the newest.
+
+        Raises TaskNotFound.
+        """
+        attempts = await self._store.get_attempts(id, _ATTEMPTS)
+        if not attempts:
+            await self.get(id)  # is it there at all?
+        return attempts
 
     async def cancel(self, id: str) -> Task:
         """The task, canceled for good; its handler is being stopped.

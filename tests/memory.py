@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count as counting
 from typing import Any
 
+from tasksvc.domain.attempt import Attempt, AttemptOutcome
 from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
@@ -62,6 +63,8 @@ class Row:
     retry_of: str | None = None
     retried_as: str | None = None
     priority: str = Priority.NORMAL
+    started_at: datetime | None = None
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
     def lane(self) -> Lane:
@@ -107,6 +110,7 @@ class Row:
 class Lease:
     """A row of `worker`."""
 
+    name: str
     expires_at: float
     kinds: frozenset[str]
     is_lapsed: bool = False
@@ -301,6 +305,7 @@ class MemoryStore(TaskStore):
             elif row.worker_id != worker_id:
                 continue
             row.move(Status.PROCESSING, worker_id)
+            row.started_at = row.updated_at
             waited_seconds = (datetime.now(UTC) - row.due_at).total_seconds()
             claims.append(
                 Claim(
@@ -331,6 +336,9 @@ class MemoryStore(TaskStore):
                 row.progress = {"fraction": each.fraction, "message": each.message}
                 row.move(Status.PROCESSING, row.worker_id)
 
+    async def complete_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        return await self.finish_tasks(finishes)
+
     async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
         self._answer()
         written = []
@@ -339,6 +347,12 @@ class MemoryStore(TaskStore):
             if row is None or (row.status, row.attempt) != (Status.PROCESSING, finish.attempt):
                 continue
             outcome = finish.outcome
+            if outcome.status is Status.FAILED:
+                self._end(row, AttemptOutcome.FAILED, outcome.error, outcome.traceback)
+            elif outcome.is_charged:
+                self._end(row, AttemptOutcome.RETRIED, outcome.error, outcome.traceback)
+            elif outcome.status is Status.PENDING:
+                self._end(row, AttemptOutcome.RELEASED)
             row.move(outcome.status)
             row.failures += int(outcome.is_charged)
             row.error = outcome.error
@@ -364,6 +378,7 @@ class MemoryStore(TaskStore):
             row for row in self.rows.values() if row.worker_id == worker_id and row.id not in kept
         ]
         for row in released:
+            self._end(row, AttemptOutcome.RELEASED)
             row.move(Status.PENDING)
             row.put_back()
         return [row.id for row in released]
@@ -373,6 +388,8 @@ class MemoryStore(TaskStore):
         for row in self._rows(ids):
             if row.status not in FINAL:
                 worker_id = row.worker_id
+                if worker_id is not None:
+                    self._end(row, AttemptOutcome.CANCELED)
                 row.move(Status.CANCELED)
                 canceled.append(Canceled(row.task(), worker_id))
         return canceled
@@ -383,12 +400,13 @@ class MemoryStore(TaskStore):
         rescued = []
         for row in self._rows(held[:limit]):
             row.failures += 1
-            row.move(Status.FAILED if row.failures >= row.max_attempts else Status.PENDING)
             row.error = {
                 "type": "WorkerLost",
                 "message": "The worker stopped answering.",
                 "attempt": row.attempt,
             }
+            self._end(row, AttemptOutcome.LOST, row.error)
+            row.move(Status.FAILED if row.failures >= row.max_attempts else Status.PENDING)
             if row.status is Status.PENDING:
                 row.put_back()
             rescued.append((row.id, row.status))
@@ -408,6 +426,36 @@ class MemoryStore(TaskStore):
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
         return [row.task() for row in self._rows(ids)]
 
+    async def get_attempts(self, id: str, limit: int) -> list[Attempt]:
+        attempts = []
+        for row in self._rows([id]):
+            attempts += row.attempts
+            if row.started_at and row.status in (Status.PROCESSING, Status.COMPLETED):
+                outcome = AttemptOutcome.COMPLETED if row.status is Status.COMPLETED else None
+                worker = self._name(row.worker_id)
+                attempts.append(
+                    Attempt(row.attempt, row.started_at, row.finished_at, worker, outcome)
+                )
+        return attempts[-limit:]
+
+    def _end(
+        self,
+        row: Row,
+        outcome: AttemptOutcome,
+        error: dict[str, Any] | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        """The row's run has ended so."""
+        assert row.started_at is not None
+        ended_at, worker = datetime.now(UTC), self._name(row.worker_id)
+        row.attempts.append(
+            Attempt(row.attempt, row.started_at, ended_at, worker, outcome, error, traceback)
+        )
+
+    def _name(self, worker_id: str | None) -> str | None:
+        worker = self.workers.get(worker_id or "")
+        return None if worker is None else worker.name
+
     async def register_worker(
         self,
         worker_id: str,
@@ -416,7 +464,7 @@ class MemoryStore(TaskStore):
         kinds: Iterable[str] = (DEFAULT_KIND,),
     ) -> None:
         self._answer()
-        lease = Lease(time.monotonic() + lease_seconds, frozenset(kinds))
+        lease = Lease(name, time.monotonic() + lease_seconds, frozenset(kinds))
         self.workers.setdefault(worker_id, lease)
 
     async def find_kinds(self) -> set[str]:

@@ -20,6 +20,8 @@ class Outcome:
     error: dict[str, Any] | None = None
     result: str | None = None
     """What the handler returned, as JSON; None when it returned nothing."""
+    traceback: str | None = None
+    """Of what the handler raised; for the history of the task, and never for the task."""
 
 
 COMPLETED = Outcome(Status.COMPLETED)
@@ -34,14 +36,14 @@ def completed(result: str) -> Outcome:
     return Outcome(Status.COMPLETED, result=result)
 
 
-def failed(error: dict[str, Any]) -> Outcome:
+def failed(error: dict[str, Any], traceback: str | None = None) -> Outcome:
     """The handler raised, and its attempts are spent."""
-    return Outcome(Status.FAILED, is_charged=True, error=error)
+    return Outcome(Status.FAILED, is_charged=True, error=error, traceback=traceback)
 
 
-def retried(error: dict[str, Any], delay_seconds: float) -> Outcome:
+def retried(error: dict[str, Any], delay_seconds: float, traceback: str | None = None) -> Outcome:
     """The handler raised, and it has another attempt, `delay_seconds` from now."""
-    return Outcome(Status.PENDING, is_charged=True, delay_seconds=delay_seconds, error=error)
+    return Outcome(Status.PENDING, True, delay_seconds, error, traceback=traceback)
 
 
 class Finish(NamedTuple):

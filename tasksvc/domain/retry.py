@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from tasksvc.domain.task import Claim
 
 MESSAGE_LENGTH = 500
 """Characters of an exception's message that are kept with the task."""
+
+TRACEBACK_BYTES = 8192
+"""Of a traceback, from its end: there is what was raised, and where."""
 
 
 class Retry(Exception):
@@ -58,13 +62,13 @@ class RetryPolicy:
 
     def after_failure(self, claim: Claim, error: BaseException) -> Outcome:
         """What an attempt that raised `error` comes to."""
-        described = describe(error, claim.attempt)
+        described, traced = describe(error, claim.attempt), trace(error)
         failures = claim.failures + 1
         if failures >= claim.max_attempts or isinstance(error, Permanent):
-            return outcome.failed(described)
+            return outcome.failed(described, traced)
         if isinstance(error, Retry) and error.after_seconds is not None:
-            return outcome.retried(described, max(0.0, error.after_seconds))
-        return outcome.retried(described, self.delay_seconds(failures))
+            return outcome.retried(described, max(0.0, error.after_seconds), traced)
+        return outcome.retried(described, self.delay_seconds(failures), traced)
 
     def delay_seconds(self, failures: int) -> float:
         """A random delay below `base * 2^(failures - 1)`, and never above the bound."""
@@ -74,10 +78,23 @@ class RetryPolicy:
 
 def describe(error: BaseException, attempt: int) -> dict[str, Any]:
     """An exception as the task's `error` field shows it: never its traceback."""
-    # NUL and lone surrogates do not fit into PostgreSQL's text.
-    message = _text(error)[:MESSAGE_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
+    message = _fitting(_text(error)[:MESSAGE_LENGTH]).decode()
     name = error.name if isinstance(error, RaisedElsewhere) else type(error).__name__
     return {"type": name, "message": message, "attempt": attempt}
+
+
+def trace(error: BaseException) -> str | None:
+    """The traceback of an exception, as the history of its task shows it."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # it takes part in its own description
+        return None
+    return _fitting(text)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")
+
+
+def _fitting(text: str) -> bytes:
+    """UTF-8 without what does not fit into PostgreSQL's text: NUL and lone surrogates."""
+    return text.replace("\0", "").encode("utf-8", "replace")
 
 
 def _text(error: BaseException) -> str:

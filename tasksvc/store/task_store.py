@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
 
+from tasksvc.domain.attempt import Attempt, AttemptOutcome
 from tasksvc.domain.errors import ContentRefused
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
@@ -196,22 +198,40 @@ class TaskStore(Store):
             ),
         )
 
-    async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+    async def complete_tasks(self, finishes: Sequence[Finish]) -> list[str]:
         """The ids whose attempt was the current one, and so was written."""
-        outcomes = [finish.outcome for finish in finishes]
+        rows = await self._run(
+            "finish",
+            "complete_tasks",
+            ids=plain_array(finish.id for finish in finishes),
+            attempts=plain_array(finish.attempt for finish in finishes),
+            results=text_array(finish.outcome.result for finish in finishes),
+        )
+        return [id for (id,) in rows]
+
+    async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+        """The same, whatever the attempts came to. Only what is no completion has a history."""
+        rest = [finish for finish in finishes if finish.outcome.status is not Status.COMPLETED]
+        if not rest:
+            return await self.complete_tasks(finishes)
+        outcomes = [finish.outcome for finish in rest]
         rows = await self._run(
             "finish",
             "finish_tasks",
-            **_attempts(finishes),
+            **_attempts(rest),
             charges=plain_array(int(outcome.is_charged) for outcome in outcomes),
             delays=plain_array(outcome.delay_seconds for outcome in outcomes),
             errors=text_array(
                 None if outcome.error is None else orjson.dumps(outcome.error).decode()
                 for outcome in outcomes
             ),
-            results=text_array(outcome.result for outcome in outcomes),
+            tracebacks=text_array(outcome.traceback for outcome in outcomes),
         )
-        return [id for (id,) in rows]
+        written = [id for (id,) in rows]
+        if len(rest) < len(finishes):
+            completed = [each for each in finishes if each.outcome.status is Status.COMPLETED]
+            written += await self.complete_tasks(completed)
+        return written
 
     async def find_finished_tasks(self, finishes: Sequence[Finish]) -> list[str]:
         rows = await self._run("finish", "find_finished_tasks", **_attempts(finishes))
@@ -272,6 +292,11 @@ class TaskStore(Store):
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
         """Those that are there, in no order."""
         return [_task(*row) for row in await self._run("get", "get_tasks", ids=plain_array(ids))]
+
+    async def get_attempts(self, id: str, limit: int) -> list[Attempt]:
+        """The newest runs of a task, in their order."""
+        rows = await self._run("get", "get_attempts", id=id, limit=limit)
+        return [_attempt(*row) for row in rows]
 
     # Who holds what.
 
@@ -348,6 +373,18 @@ _STATUS = {status.value: status for status in Status}
 
 def _task(id: str, content: str, status: str, *others: Any) -> Task:
     return Task(id, content, _STATUS[status], *others)
+
+
+def _attempt(
+    attempt: int,
+    started_at: datetime,
+    ended_at: datetime | None,
+    worker: str | None,
+    outcome: str | None,
+    *others: Any,
+) -> Attempt:
+    ended = None if outcome is None else AttemptOutcome(outcome)
+    return Attempt(attempt, started_at, ended_at, worker, ended, *others)
 
 
 def document(task: NewTask) -> dict[str, Any]:

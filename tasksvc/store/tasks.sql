@@ -42,8 +42,8 @@ RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
 
 -- find_keyed_tasks --
 -- No change: the tasks that were created under these keys.
-SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, updated_at, error, result,
-    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
+SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, greatest(updated_at, finished_at), error,
+    result, CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
     kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
@@ -155,6 +155,7 @@ UPDATE task SET
     status = 'processing',
     worker_id = %(worker_id)s::uuid,
     attempt = task.attempt + CASE wanted.status WHEN 'pending' THEN 1 ELSE 0 END,
+    started_at = NULL,
     updated_at = clock_timestamp()
 FROM wanted WHERE task.id = wanted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
@@ -171,36 +172,59 @@ WHERE id IN (
 );
 
 -- keep_progress --
--- processing stays processing. No row when the attempt is no longer the current one.
-UPDATE task SET progress = new.progress, updated_at = clock_timestamp()
+-- processing stays processing. No row when the attempt is no longer the current one. Until now updated_at was the claim.
+UPDATE task SET
+    progress = new.progress, started_at = coalesce(started_at, updated_at), updated_at = clock_timestamp()
 FROM (
     SELECT * FROM unnest(%(ids)s::uuid[], %(attempts)s::int[], %(progresses)s::json[])
         AS new (id, attempt, progress) ORDER BY id
 ) AS new
 WHERE task.id = new.id AND task.attempt = new.attempt AND task.status = 'processing';
 
--- finish_tasks --
--- processing -> completed | failed | pending again. No row when the attempt is no longer the current one. The results
--- come in the order of their ids, and so are the rows locked.
+-- complete_tasks --
+-- processing -> completed. No row when the attempt is no longer the current one. The results come in the order of their
+-- ids, and so are the rows locked. updated_at stays: it tells when the run started.
 UPDATE task SET
-    status = result.status,
-    worker_id = NULL,
-    failures = failures + result.charge,
-    error = result.error::jsonb,
-    result = result.returned::json,
-    updated_at = clock_timestamp(),
-    finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
-    due_at = CASE result.status
-        WHEN 'pending' THEN clock_timestamp() + make_interval(secs => result.delay_seconds) ELSE due_at END,
-    published_at = CASE WHEN result.status <> 'pending' THEN published_at END
+    status = 'completed', worker_id = NULL, error = NULL, result = done.returned::json, finished_at = clock_timestamp()
 FROM (
-    SELECT * FROM unnest(
-        %(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[], %(charges)s::int[], %(delays)s::float8[],
-        %(errors)s::text[], %(results)s::text[]
-    ) AS result (id, attempt, status, charge, delay_seconds, error, returned) ORDER BY id
-) AS result
-WHERE task.id = result.id AND task.attempt = result.attempt AND task.status = 'processing'
+    SELECT * FROM unnest(%(ids)s::uuid[], %(attempts)s::int[], %(results)s::text[])
+        AS done (id, attempt, returned) ORDER BY id
+) AS done
+WHERE task.id = done.id AND task.attempt = done.attempt AND task.status = 'processing'
 RETURNING task.id;
+
+-- finish_tasks --
+-- processing -> failed | pending again, by the same rules. The run goes into the history, with the holder that the row had
+-- before: that is what every part of a statement sees but the one that updates it.
+WITH finished AS (
+    UPDATE task SET
+        status = result.status,
+        worker_id = NULL,
+        failures = failures + result.charge,
+        error = result.error::jsonb,
+        result = NULL,
+        updated_at = clock_timestamp(),
+        finished_at = CASE WHEN result.status <> 'pending' THEN clock_timestamp() END,
+        due_at = CASE result.status
+            WHEN 'pending' THEN clock_timestamp() + make_interval(secs => result.delay_seconds) ELSE due_at END,
+        published_at = CASE WHEN result.status <> 'pending' THEN published_at END
+    FROM (
+        SELECT * FROM unnest(
+            %(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[], %(charges)s::int[],
+            %(delays)s::float8[], %(errors)s::text[], %(tracebacks)s::text[]
+        ) AS result (id, attempt, status, charge, delay_seconds, error, traceback) ORDER BY id
+    ) AS result
+    WHERE task.id = result.id AND task.attempt = result.attempt AND task.status = 'processing'
+    RETURNING task.id, task.status, task.error, charge, traceback
+), ended AS (
+    INSERT INTO attempt (task_id, attempt, started_at, worker, outcome, error, traceback)
+    SELECT held.id, attempt, coalesce(held.started_at, updated_at), name,
+        CASE WHEN finished.status = 'failed' THEN 'failed' WHEN charge = 0 THEN 'released' ELSE 'retried'
+            END::attempt_outcome, finished.error, traceback
+    FROM finished JOIN task AS held ON held.id = finished.id LEFT JOIN worker ON worker.id = held.worker_id
+    ON CONFLICT DO NOTHING
+)
+SELECT id FROM finished;
 
 -- find_finished_tasks --
 -- No change: those of the results that are in the table, whoever asks for the second time.
@@ -211,39 +235,59 @@ USING (id, attempt, status);
 -- release_tasks --
 -- processing -> pending: all that a worker still holds when it stops, or that it does not know to hold. Nobody is
 -- charged.
-UPDATE task SET
-    status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), due_at = clock_timestamp(), published_at = NULL
-WHERE id IN (
-    SELECT id FROM task WHERE finished_at IS NULL AND status = 'processing' AND worker_id = %(worker_id)s::uuid
+WITH held AS (
+    SELECT id, attempt, worker_id, coalesce(started_at, updated_at) AS started FROM task
+    WHERE finished_at IS NULL AND status = 'processing' AND worker_id = %(worker_id)s::uuid
       AND id <> ALL(%(kept)s::uuid[])
     ORDER BY id FOR UPDATE
+), ended AS (
+    INSERT INTO attempt (task_id, attempt, started_at, worker, outcome)
+    SELECT held.id, attempt, started, name, 'released'
+    FROM held LEFT JOIN worker ON worker.id = held.worker_id
+    ON CONFLICT DO NOTHING
 )
-RETURNING id;
+UPDATE task SET
+    status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), due_at = clock_timestamp(), published_at = NULL
+FROM held WHERE task.id = held.id
+RETURNING task.id;
 
 -- cancel_tasks --
 -- pending | processing -> canceled. With each, the worker that was running it.
 WITH live AS (
-    SELECT id, worker_id FROM task
+    SELECT id, attempt, worker_id, coalesce(started_at, updated_at) AS started FROM task
     WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('pending', 'processing') ORDER BY id FOR UPDATE
+), ended AS (
+    INSERT INTO attempt (task_id, attempt, started_at, worker, outcome)
+    SELECT live.id, attempt, started, name, 'canceled'
+    FROM live LEFT JOIN worker ON worker.id = live.worker_id
+    WHERE live.worker_id IS NOT NULL
+    ON CONFLICT DO NOTHING
 )
 UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
-RETURNING task.id, content, status, created_at, updated_at, error, result, NULL, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, live.worker_id;
+RETURNING task.id, content, status, created_at, greatest(updated_at, finished_at), error, result, NULL, timeout_seconds,
+    expires_at, kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
 WITH held AS (
-    SELECT id, failures + 1 >= max_attempts AS is_spent FROM task
+    SELECT id, attempt, worker_id, coalesce(started_at, updated_at) AS started, failures + 1 >= max_attempts AS is_spent,
+        jsonb_build_object('type', 'WorkerLost', 'message', 'The worker stopped answering.', 'attempt', attempt) AS error
+    FROM task
     WHERE finished_at IS NULL AND status = 'processing' AND worker_id = ANY(%(worker_ids)s::uuid[])
     ORDER BY id LIMIT %(limit)s FOR UPDATE
+), ended AS (
+    INSERT INTO attempt (task_id, attempt, started_at, worker, outcome, error)
+    SELECT held.id, attempt, started, name, 'lost', error
+    FROM held LEFT JOIN worker ON worker.id = held.worker_id
+    ON CONFLICT DO NOTHING
 )
 UPDATE task SET
     status = CASE WHEN is_spent THEN 'failed' ELSE 'pending' END::task_status,
     worker_id = NULL,
     failures = failures + 1,
-    error = jsonb_build_object('type', 'WorkerLost', 'message', 'The worker stopped answering.', 'attempt', attempt),
+    error = held.error,
     updated_at = clock_timestamp(),
     finished_at = CASE WHEN is_spent THEN clock_timestamp() END,
     due_at = CASE WHEN is_spent THEN due_at ELSE clock_timestamp() END,
@@ -263,6 +307,8 @@ WITH old AS (
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), forgotten AS (
     DELETE FROM idempotency_key WHERE task_id IN (SELECT id FROM old)
+), ended AS (
+    DELETE FROM attempt WHERE task_id IN (SELECT id FROM old)
 )
 DELETE FROM task WHERE id IN (SELECT id FROM old)
 RETURNING id;
@@ -277,10 +323,24 @@ DELETE FROM idempotency_key WHERE key IN (
 RETURNING key;
 
 -- get_tasks --
-SELECT id, content, status, created_at, updated_at, error, result,
+SELECT id, content, status, created_at, greatest(updated_at, finished_at), error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
     kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
+
+-- get_attempts --
+-- No change: the newest runs of a task, in their order. Of one that goes on, or has completed the task, the task itself
+-- tells; all others are written down.
+SELECT * FROM (
+    SELECT attempt, started_at, ended_at, worker, outcome, error, traceback
+    FROM attempt WHERE task_id = %(id)s::uuid
+    UNION ALL
+    SELECT attempt, coalesce(task.started_at, updated_at), finished_at, name,
+        CASE status WHEN 'completed' THEN 'completed'::attempt_outcome END, NULL, NULL
+    FROM task LEFT JOIN worker ON worker.id = worker_id
+    WHERE task.id = %(id)s::uuid AND status IN ('processing', 'completed')
+    ORDER BY attempt DESC LIMIT %(limit)s
+) AS newest ORDER BY attempt;
 
 -- find_tasks --
 -- No change: one row for a page of tasks, newest first: their ids, how many tasks were looked at, and the last of those.

@@ -9,6 +9,7 @@ from tasksvc.web import schedules, views
 TASKS = [
     web.post("/task", views.create_task),
     web.get("/task/{task_id}", views.get_task),
+    web.get("/task/{task_id}/attempts", views.get_attempts),
     web.patch("/task/{task_id}/cancel", views.cancel_task),
     web.post("/task/{task_id}/retry", views.retry_task),
     web.post("/tasks", views.create_tasks),

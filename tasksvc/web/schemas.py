@@ -17,6 +17,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validates_sc
 from marshmallow.exceptions import SCHEMA
 from marshmallow.validate import Length, Range
 
+from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import (
     DEFAULT_KIND,
@@ -215,6 +216,24 @@ def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> bytes:
     if next_cursor is not None:
         document["next_cursor"] = next_cursor
     return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+
+
+def dump_attempts(attempts: Sequence[Attempt]) -> bytes:
+    """The runs of a task as JSON: each has its five first keys, and of the others those that it
+    has."""
+    document = {"attempts": [_shown_attempt(attempt) for attempt in attempts]}
+    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+
+
+def _shown_attempt(attempt: Attempt) -> dict[str, Any]:
+    document = attempt._asdict()
+    for name in ("started_at", "ended_at"):
+        if document[name] is not None:
+            document[name] = shown_time(document[name])
+    for name in ("error", "traceback"):
+        if document[name] is None:
+            del document[name]
+    return document
 
 
 def _shown(task: Task) -> dict[str, Any]:

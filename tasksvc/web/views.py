@@ -22,6 +22,7 @@ from tasksvc.web.keys import HEALTH, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 from tasksvc.web.schemas import (
     TaskOrder,
+    dump_attempts,
     dump_cursor,
     dump_task,
     dump_tasks,
@@ -77,6 +78,12 @@ async def get_task(request: web.Request) -> Answer:
     request.app[METRICS].task_get_requests.add()
     task = await request.app[SERVICE].get(load_task_id(request.match_info["task_id"]))
     return Answer(dump_task(task))
+
+
+async def get_attempts(request: web.Request) -> Answer:
+    """The history of a task."""
+    id = load_task_id(request.match_info["task_id"])
+    return Answer(dump_attempts(await request.app[SERVICE].get_attempts(id)))
 
 
 async def cancel_task(request: web.Request) -> Answer:

@@ -30,7 +30,7 @@ def real_database_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "memory":
         return None
     url: str = request.getfixturevalue("contract_database_url")
-    query(url, "TRUNCATE task, worker, idempotency_key")
+    query(url, "TRUNCATE task, attempt, worker, idempotency_key")
     return url
 
 

@@ -664,6 +664,142 @@ class TestRescue:
         assert steps == [2, 2, 1, 0]
 
 
+class TestAttempts:
+    async def attempts(self, store: TaskStore, id: str) -> list[tuple[Any, ...]]:
+        """Without their times, which are in order."""
+        found = await store.get_attempts(id, 100)
+        times = [time for each in found for time in each[1:3] if time is not None]
+        assert times == sorted(times)
+        assert all(time.utcoffset() == UTC.utcoffset(None) for time in times)
+        assert all(each.ended_at for each in found if each.outcome)
+        return [(each.attempt, *each[3:]) for each in found]
+
+    async def test_waiting_and_unknown_tasks_have_none(self, store: TaskStore) -> None:
+        (waiting, canceled) = await insert(store, 2)
+        await store.cancel_tasks([canceled])
+
+        for id in (waiting, canceled, new_id()):
+            assert await store.get_attempts(id, 100) == []
+
+    async def test_run_that_goes_on_started_with_its_claim(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        claimed = await get(store, id)
+
+        (before,) = await store.get_attempts(id, 100)
+        await store.keep_progress([Progress(id, 1, 0.5, "")])
+        await store.keep_progress([Progress(id, 1, 0.6, "")])
+
+        assert await store.get_attempts(id, 100) == [before]
+        assert before == (1, claimed.updated_at, None, "host:1", None, None, None)
+        updated_at = (await get(store, id)).updated_at
+        assert updated_at is not None
+        assert updated_at > before.started_at
+
+    @pytest.mark.parametrize("reports", [0, 2])
+    async def test_completed(self, store: TaskStore, reports: int) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        (before,) = await store.get_attempts(id, 100)
+        for _ in range(reports):
+            await store.keep_progress([Progress(id, 1, 0.5, "")])
+        await finish(store, id, 1, COMPLETED)
+
+        (attempt,) = await store.get_attempts(id, 100)
+        ended_at = (await get(store, id)).updated_at
+        assert attempt == (1, before.started_at, ended_at, None, "completed", None, None)
+        assert ended_at is not None
+        assert ended_at > before.started_at
+
+    async def test_every_way_to_end(self, store: TaskStore) -> None:
+        worker_id, other = await register(store), await register(store)
+        (id,) = await insert(store, max_attempts=4)
+        lost = {
+            "type": "WorkerLost",
+            "message": "The worker stopped answering.",
+            "attempt": 2,
+        }
+
+        await claim(store, worker_id, id)
+        await store.keep_progress([Progress(id, 1, 0.5, "")])
+        await finish(store, id, 1, outcome.retried(ERROR, 0.0, 'File "x\\y", {\n'))
+        await claim(store, other, id)
+        await store.rescue_tasks([other], 10)
+        await claim(store, worker_id, id)
+        await finish(store, id, 3, RELEASED)
+        await claim(store, worker_id, id)
+        await store.keep_progress([Progress(id, 4, 0.5, "")])
+        await store.release_tasks(worker_id)
+        await claim(store, worker_id, id)
+        await finish(store, id, 5, outcome.failed(ERROR))
+
+        assert await self.attempts(store, id) == [
+            (1, "host:1", "retried", ERROR, 'File "x\\y", {\n'),
+            (2, "host:1", "lost", lost, None),
+            (3, "host:1", "released", None, None),
+            (4, "host:1", "released", None, None),
+            (5, "host:1", "failed", ERROR, None),
+        ]
+
+    async def test_lost_for_the_last_time(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store, max_attempts=1)
+        await claim(store, worker_id, id)
+        await store.rescue_tasks([worker_id], 10)
+
+        assert (await get(store, id)).status is Status.FAILED
+        assert [each[2] for each in await self.attempts(store, id)] == ["lost"]
+
+    async def test_canceled_and_the_late_result(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await store.cancel_tasks([id])
+        await finish(store, id, 1, failure())
+
+        assert await self.attempts(store, id) == [(1, "host:1", "canceled", None, None)]
+
+    async def test_completed_in_the_end(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await store.keep_progress([Progress(id, 1, 0.5, "")])
+        await finish(store, id, 1, outcome.retried(ERROR, 0.0))
+        await claim(store, worker_id, id)
+        await finish(store, id, 2, COMPLETED)
+
+        assert [each[2] for each in await self.attempts(store, id)] == ["retried", "completed"]
+
+    async def test_name_of_a_worker_outlives_it(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        await claim(store, worker_id, id)
+        await store.release_tasks(worker_id)
+        await store.forget_workers([worker_id])
+
+        assert [each[1] for each in await self.attempts(store, id)] == ["host:1"]
+
+    async def test_newest_of_very_many(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        for _ in range(4):
+            await claim(store, worker_id, id)
+            await store.release_tasks(worker_id)
+        await claim(store, worker_id, id)
+
+        assert [each.attempt for each in await store.get_attempts(id, 3)] == [3, 4, 5]
+
+    async def test_deleted_with_the_task(self, store: TaskStore) -> None:
+        failed, completed = await finished(store, Status.FAILED), new_task()
+        assert len(await store.get_attempts(failed, 100)) == 1
+        assert await store.delete_finished_tasks(-1, 10) == 1
+
+        await store.insert_tasks([completed._replace(id=failed)])
+        assert await store.get_attempts(failed, 100) == []
+
+
 class TestWorkers:
     async def test_lease_that_ran_out_is_lapsed_and_can_not_be_renewed(
         self, store: TaskStore
@@ -821,6 +957,7 @@ async def test_nothing_to_do_is_nothing_done(store: TaskStore) -> None:
 
     assert await store.insert_tasks([]) == []
     assert await store.claim_tasks(worker_id, []) == []
+    assert await store.complete_tasks([]) == []
     assert await store.finish_tasks([]) == []
     assert await store.find_finished_tasks([]) == []
     assert await store.cancel_tasks([]) == []

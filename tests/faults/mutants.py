@@ -26,6 +26,7 @@ def _replace_in_query(name: str, *replacements: tuple[str, str]) -> None:
 
 def no_fence() -> None:
     """A result is written whichever attempt it is of."""
+    _replace_in_query("complete_tasks", ("AND task.attempt = done.attempt", ""))
     _replace_in_query("finish_tasks", ("AND task.attempt = result.attempt", ""))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uuid_utils
 
-from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
 from tasksvc.domain.task import Filter, NewTask, Options, Progress, Status
 from tasksvc.store import queries
 from tasksvc.store.database import Database, Row
@@ -87,7 +87,7 @@ async def live(store: TaskStore) -> None:
     await store.unpublish_foreign_tasks(worker_id, ids[100:150])
     await store.keep_progress([Progress(id, 1, 0.5, "half") for id in ids[:50]])
     await store.find_kinds()
-    finishes = [Finish(id, 1, COMPLETED) for id in ids[:50]]
+    finishes = [Finish(id, 1, COMPLETED if id < ids[40] else RELEASED) for id in ids[:50]]
     await store.finish_tasks(finishes)
     await store.find_finished_tasks(finishes)
     await store.cancel_tasks(ids[50:55])
@@ -96,6 +96,7 @@ async def live(store: TaskStore) -> None:
     await store.lapse_workers(None)
     await store.rescue_tasks([worker_id], 100)
     await store.get_tasks(ids)
+    await store.get_attempts(ids[0], 10)
     await store.retry_task(ids[0], str(uuid_utils.uuid7()), is_published=True)
     await store.find_tasks(Filter(Status.COMPLETED), max(ids), min(ids), 100, 10)
     await store.delete_finished_tasks(60, 100)
@@ -119,7 +120,7 @@ async def test_no_statement_reads_the_whole_table(
     scanning = {
         name: plan
         for name, plan in store.plans.items()
-        if re.search(r"Seq Scan on task\b(?!_)|Disabled: true|Hash Join|Merge Join", plan)
+        if re.search(r"Seq Scan on (task|attempt)\b(?!_)|Disabled: true|Hash Join|Merge Join", plan)
         and name not in ("measure", "fold_tally", "lapse_workers", "find_kinds", "ping")
     }
     assert not scanning, "\n\n".join(f"{name}\n{plan}" for name, plan in scanning.items())

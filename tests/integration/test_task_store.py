@@ -14,7 +14,7 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain import outcome
-from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
 from tasksvc.domain.task import Filter, NewTask, Status
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database
@@ -312,13 +312,15 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "keep_progress": ([],),
         "find_kinds": (),
         "claim_tasks": ("w", []),
-        "finish_tasks": ([],),
+        "complete_tasks": ([],),
+        "finish_tasks": ([Finish("a", 1, RELEASED)],),
         "find_finished_tasks": ([],),
         "release_tasks": ("w",),
         "cancel_tasks": ([],),
         "rescue_tasks": ([], 1),
         "delete_finished_tasks": (0, 1),
         "get_tasks": ([],),
+        "get_attempts": ("a", 1),
         "register_worker": ("w", "n", 1),
         "renew_lease": ("w", {}, 1),
         "find_lost_tasks": ("w", {}),

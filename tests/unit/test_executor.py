@@ -133,9 +133,12 @@ async def test_time_out_of_the_handlers_own_stays_its_own(metrics: Metrics) -> N
 async def test_last_failure_is_final(metrics: Metrics) -> None:
     result = await make_executor(raises(ValueError("no")), metrics).execute(make_run(failures=2))
 
-    assert result == Outcome(
-        Status.FAILED, True, 0.0, {"type": "ValueError", "message": "no", "attempt": 3}
-    )
+    assert result is not None
+    assert (result.status, result.is_charged) == (Status.FAILED, True)
+    assert result.error == {"type": "ValueError", "message": "no", "attempt": 3}
+    assert result.traceback is not None
+    assert result.traceback.startswith("Traceback (most recent call last):\n")
+    assert result.traceback.endswith("in handler\n    raise error\nValueError: no\n")
 
 
 async def stopped(handler: Handler, reason: StopReason, metrics: Metrics) -> Outcome | None:

@@ -7,7 +7,15 @@ import json
 import pytest
 
 from tasksvc.domain.outcome import Outcome
-from tasksvc.domain.retry import MESSAGE_LENGTH, Permanent, Retry, RetryPolicy, describe
+from tasksvc.domain.retry import (
+    MESSAGE_LENGTH,
+    TRACEBACK_BYTES,
+    Permanent,
+    Retry,
+    RetryPolicy,
+    describe,
+    trace,
+)
 from tasksvc.domain.task import Claim, Status
 
 
@@ -94,3 +102,74 @@ def test_error_is_described_in_what_the_database_takes(error: Exception, message
     assert described == {"type": type(error).__name__, "message": message, "attempt": 2}
     assert "\\u0000" not in json.dumps(described)
     json.dumps(described, ensure_ascii=False).encode()
+
+
+def raised(error: Exception) -> Exception:
+    """The error, with a traceback."""
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("message", "end"),
+    [
+        ("no", "ValueError: no\n"),
+        ("a\0b", "ValueError: ab\n"),
+        ("\ud800!", "ValueError: ?!\n"),
+    ],
+    ids=["plain", "nul", "surrogate"],
+)
+def test_traceback_is_what_the_database_takes(message: str, end: str) -> None:
+    traced = trace(raised(ValueError(message)))
+
+    assert traced is not None
+    assert traced.startswith("Traceback (most recent call last):\n")
+    assert traced.endswith(end)
+    assert "raise error" in traced
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "€", "🙂"])
+def test_end_of_a_long_traceback_is_kept(letter: str) -> None:
+    traced = trace(raised(ValueError(letter * 10_000 + "end")))
+
+    assert traced is not None
+    assert TRACEBACK_BYTES - 3 <= len(traced.encode()) <= TRACEBACK_BYTES
+    assert traced.strip(letter) == "end\n"
+
+
+def test_endless_recursion_has_a_traceback() -> None:
+    def recurse() -> None:
+        recurse()
+
+    try:
+        recurse()
+    except RecursionError as error:
+        traced = trace(error)
+
+    assert traced is not None
+    assert traced.endswith("RecursionError: maximum recursion depth exceeded\n")
+
+
+def test_error_that_does_not_bear_to_be_looked_at_has_none() -> None:
+    class Shy(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise RuntimeError("do not look")
+
+    assert trace(raised(Shy())) is None
+
+
+def test_error_that_can_not_say_what_it_is_has_a_traceback() -> None:
+    traced = trace(raised(MuteError()))
+
+    assert traced is not None
+    assert "raise error" in traced
+
+
+def test_failure_has_its_traceback() -> None:
+    for outcome in (after(raised(Retry())), after(raised(Retry(after_seconds=1)))):
+        assert outcome.traceback is not None
+        assert outcome.traceback.endswith("tasksvc.domain.retry.Retry\n")
+    assert after(raised(Permanent())).traceback is not None

@@ -8,19 +8,26 @@ from importlib import resources
 
 import pytest
 
+from tasksvc.domain.attempt import AttemptOutcome
 from tasksvc.domain.task import FINAL, FOLLOWS, Status, Task
 
-SCHEMA = (resources.files("tasksvc") / "migrations" / "0001_task.sql").read_text("utf-8")
+MIGRATIONS = resources.files("tasksvc") / "migrations"
 
 
-def words(pattern: str) -> list[str]:
-    found = re.search(pattern, SCHEMA)
+def words(pattern: str, migration: str = "0001_task.sql") -> list[str]:
+    found = re.search(pattern, (MIGRATIONS / migration).read_text("utf-8"))
     assert found is not None
     return re.findall(r"'(\w+)'", found[1])
 
 
 def test_database_knows_the_same_words_in_the_same_order() -> None:
     assert words(r"task_status AS ENUM \((.*?)\)") == list(Status)
+
+
+def test_database_knows_the_same_ends_of_an_attempt() -> None:
+    ends = words(r"attempt_outcome AS ENUM \((.*?)\)", "0008_attempt.sql")
+
+    assert ends == list(AttemptOutcome)
 
 
 def test_database_calls_the_same_statuses_final() -> None:
