@@ -1,14 +1,13 @@
 -- What: how the runs of a task ended, and when its last one started.
--- Why:  README.md, "The API". A run that completes its task has no row here, and a claim writes no further column (the log would
--- have the content with it): of the last run the task tells by itself. updated_at is the claim until a report of progress
--- moves it, and stays as it is when the task completes: clients see the later of updated_at and finished_at.
--- Safe while running? Yes: a table of its own, and a column without a default. A process of before goes on beside it; what it
--- runs has no history, or one that begins as it ends.
+-- Why:  docs/architecture.md, "The history of a task". A run that completes its task has no row here, and a claim writes no
+-- further column: behind the content it would have the whole row written into the log.
+-- Safe while running? Yes: a table of its own, and a column without a default. A process of before goes on beside it; what
+-- it runs has no history, or one that starts as it ends.
 
 CREATE TYPE attempt_outcome AS ENUM ('completed', 'failed', 'retried', 'canceled', 'released', 'lost');
 
--- No foreign key: it would cost a look for each row, and for each task that is deleted. Rows come only with a change of their
--- task, and go only with the task.
+-- No foreign key: it would cost a look for each row, and for each task that is deleted. Rows come only with a change of
+-- their task, and go only with it.
 CREATE TABLE attempt (
     task_id    uuid NOT NULL,
     attempt    integer NOT NULL,                                -- as the task counts them

@@ -17,6 +17,9 @@ MESSAGE_LENGTH = 500
 TRACEBACK_BYTES = 8192
 """Of a traceback, from its end: there is what was raised, and where."""
 
+_FRAMES = 50
+"""More of one stack would hardly fit."""
+
 
 class Retry(Exception):
     """Raised by a handler: it failed, and wants to be tried again after so long.
@@ -86,7 +89,7 @@ def describe(error: BaseException, attempt: int) -> dict[str, Any]:
 def trace(error: BaseException) -> str | None:
     """The traceback of an exception, as the history of its task shows it."""
     try:
-        text = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error, limit=-_FRAMES))
     except Exception:  # it takes part in its own description
         return None
     return _fitting(text)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")

@@ -152,7 +152,7 @@ async def test_time_without_a_fraction_has_six_digits(shared_service: ServicePro
     await eventually(lambda: shared_service.task(id)["status"] == "completed")
     query(
         shared_service.env["DATABASE_URL"],
-        "UPDATE task SET created_at = '2024-10-28 12:04:08+04', updated_at = '1999-12-31 00:00+00'"
+        "UPDATE task SET created_at = '2024-10-28 12:04:08+04', updated_at = '2099-12-31 00:00+00'"
         " WHERE id = %s",
         id,
     )
@@ -160,7 +160,7 @@ async def test_time_without_a_fraction_has_six_digits(shared_service: ServicePro
     task = shared_service.task(id)
 
     assert task["created_at"] == "2024-10-28T08:04:08.000000Z"
-    assert task["updated_at"] == "1999-12-31T00:00:00.000000Z"
+    assert task["updated_at"] == "2099-12-31T00:00:00.000000Z"
 
 
 class Served(TestServer):

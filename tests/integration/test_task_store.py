@@ -110,7 +110,11 @@ async def test_cancel_and_finish_have_one_winner(
         changed = await asyncio.gather(*(result(id) for result in order))
 
         assert [bool(each) for each in changed].count(True) == 1
-        assert row(database_url, id)["status"] in ("completed", "canceled", "failed")
+        status = row(database_url, id)["status"]
+        assert status in ("completed", "canceled", "failed")
+        (attempt,) = await stores[0].get_attempts(id, 10)
+        assert attempt.outcome == status or (attempt.outcome, status) == ("lost", "failed")
+        assert (attempt.worker is None) == (status == "completed")
 
 
 async def test_claim_skips_what_is_locked(database_url: str, store: TaskStore) -> None:
