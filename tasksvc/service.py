@@ -66,9 +66,6 @@ _LAST_ID = str(UUID(int=(1 << 128) - 1))
 _KINDS_SECONDS = 1.0
 """However often an unknown kind is asked for, PostgreSQL is not asked more often."""
 
-_MESSAGE_LENGTH = 500
-"""Characters of a message about progress that are kept."""
-
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
 
@@ -402,10 +399,9 @@ class TaskService:
     async def report(self, claim: Claim, fraction: float, message: str) -> None:
         """Keeps how far a run has come, if it is still the current one. Raises nothing when
         PostgreSQL is away: a run must not fail for what is only said about it."""
-        fraction = min(1.0, max(0.0, float(fraction)))
-        text = str(message)[:_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
+        progress = Progress.of(claim, fraction, message)
         with suppress(Unavailable):
-            await self._progresses.join(Progress(claim.id, claim.attempt, fraction, text))
+            await self._progresses.join(progress)
 
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""

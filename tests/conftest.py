@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-from tests.harness import ServiceProcess, clean_environment, query
+from tasksvc.testing import process
+from tasksvc.testing.process import clean_environment
+from tests.harness import ServiceProcess, query
 
 _numbers = itertools.count(1)
 
@@ -100,9 +101,7 @@ def settings(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Se
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return process.free_port()
 
 
 @pytest.fixture
@@ -117,9 +116,7 @@ def start_service(
         folder.mkdir()
         env = environment | {name: str(value) for name, value in variables.items()}
         if services and "PORT" not in variables:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                env["PORT"] = str(probe.getsockname()[1])
+            env["PORT"] = str(process.free_port())
         service = ServiceProcess(folder, env)
         services.append(service)
         service.start()
@@ -206,14 +203,11 @@ def shared_services(
     def start(**variables: object) -> ServiceProcess:
         name = f"test_{next(_numbers)}"
         query(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         defaults: dict[str, object] = {
             "DATABASE_URL": database_named(postgres.url, name),
             "REDIS_URL": redis_server.url,
             "TASKSVC_REDIS_PREFIX": f"test-{next(_numbers)}",
-            "PORT": port,
+            "PORT": process.free_port(),
             "TASK_SIMULATED_SECONDS": 0,
         }
         env = clean_environment(**(defaults | variables))

@@ -207,6 +207,10 @@ class Claim(NamedTuple):
     priority: str = Priority.NORMAL
 
 
+MESSAGE_LENGTH = 500
+"""Characters of a message about progress that are kept."""
+
+
 class Progress(NamedTuple):
     """How far a run has come, with the attempt that says so."""
 
@@ -214,6 +218,13 @@ class Progress(NamedTuple):
     attempt: int
     fraction: float
     message: str
+
+    @classmethod
+    def of(cls, claim: Claim, fraction: float, message: str) -> Progress:
+        """What is kept of a report, whatever a handler says."""
+        fraction = min(1.0, max(0.0, float(fraction)))
+        text = str(message)[:MESSAGE_LENGTH].encode("utf-8", "replace").decode()
+        return cls(claim.id, claim.attempt, fraction, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,17 @@ def handler(
     return declare
 
 
+def declared_on(function: Callable[..., Any]) -> Declared:
+    """What `handler` was told of this function.
+
+    Raises HandlersError: it was not put on it.
+    """
+    declared = _declared(function)
+    if declared is None:
+        raise HandlersError(f"{function!r} has no @handler.")
+    return declared
+
+
 def load(modules: Iterable[str]) -> dict[str, Declared]:
     """The handlers of the modules, and of the packages that are installed, by their kinds.
 
@@ -98,6 +109,11 @@ def load(modules: Iterable[str]) -> dict[str, Declared]:
     for entry in entry_points(group=GROUP):
         _collect(found, _import(entry.value), f"Entry point {entry.name}")
     return found
+
+
+def _declared(value: object) -> Declared | None:
+    mark = getattr(value, _MARK, None)
+    return mark if isinstance(mark, Declared) else None
 
 
 def _import(name: str) -> Any:
@@ -115,11 +131,7 @@ def _import(name: str) -> Any:
 
 
 def _collect(found: dict[str, Declared], module: Any, source: str) -> None:
-    declared = [
-        mark
-        for value in vars(module).values()
-        if isinstance(mark := getattr(value, _MARK, None), Declared)
-    ]
+    declared = [each for value in vars(module).values() if (each := _declared(value))]
     if not declared:
         raise HandlersError(f"{source} has no handler.")
     for each in declared:

@@ -63,6 +63,8 @@ class Runners:
             ended: asyncio.Future[Any] = loop.create_future()
 
             def report(fraction: float, message: str) -> None:
+                if ended.done():  # nobody asks any more, and the loop may be gone
+                    return
                 keeping = self._report(claim, fraction, message)
                 asyncio.run_coroutine_threadsafe(_awaited(keeping), loop).result()
 

@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 
 from tasksvc import __version__
 from tasksvc.__main__ import main
-from tests.harness import ROOT, ServiceProcess, clean_environment, eventually, query
+from tasksvc.testing.process import clean_environment
+from tests.harness import ROOT, ServiceProcess, eventually, query
 
 Start = Callable[..., ServiceProcess]
 

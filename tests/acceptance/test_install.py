@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, ServiceProcess, clean_environment, eventually
+from tasksvc.testing import ServiceProcess
+from tasksvc.testing.process import clean_environment
+from tests.harness import ROOT, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,13 +59,9 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def installed(
-    bin_folder: Path, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ServiceProcess]:
+def installed(bin_folder: Path, tmp_path: Path, free_port: int) -> Iterator[ServiceProcess]:
     env = clean_environment(PORT=free_port, TASK_SIMULATED_SECONDS=0)
-    env.pop("PYTHONPATH", None)
-    monkeypatch.setattr("tests.harness.sys.executable", str(bin_folder / "python"))
-    service = ServiceProcess(tmp_path, env)
+    service = ServiceProcess(tmp_path, env, [str(bin_folder / "tasksvc"), "run"])
     yield service
     service.end()
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tasksvc.settings import Settings
+from tasksvc.testing.process import clean_environment
 from tasksvc.web import routes
-from tests.harness import ROOT, ServiceProcess, clean_environment, eventually
+from tests.harness import ROOT, ServiceProcess, eventually
 
 README = (ROOT / "README.md").read_text("utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
+from tasksvc.testing.process import free_port
 from tests.faults.proxy import Proxy
 from tests.faults.world import World
 from tests.harness import ServiceProcess
@@ -78,7 +78,7 @@ def start_servant(
     def start(*, spawn: bool = False, **variables: object) -> ServiceProcess:
         folder = tmp_path / f"servant-{len(servants) + 1}"
         folder.mkdir()
-        env = environment | {"EFFECTS": str(effects_path), "PORT": str(_free_port())}
+        env = environment | {"EFFECTS": str(effects_path), "PORT": str(free_port())}
         env |= {name: str(value) for name, value in variables.items()}
         servant = ServiceProcess(folder, env, [sys.executable, "-m", "tests.faults.servant"])
         servants.append(servant)
@@ -96,12 +96,6 @@ def proxied_postgres(proxy: Proxy) -> str:
 
 def proxied_redis(proxy: Proxy) -> str:
     return f"redis://127.0.0.1:{proxy.port}/0"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ import redis
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
+from tasksvc.testing.process import clean_environment, free_port
 from tests.faults import audit
 from tests.faults.proxy import Proxy
-from tests.harness import ServiceProcess, clean_environment, query
+from tests.harness import ServiceProcess, query
 
 LEASE_SECONDS = 2.0
 GRACE_SECONDS = 1.0
@@ -117,7 +117,7 @@ class World:
             DATABASE_URL=f"postgresql://service:{CANARY}@127.0.0.1:{self.postgres_proxy.port}/chaos",
             REDIS_URL=f"redis://127.0.0.1:{self.redis_proxy.port}/0",
             TASKSVC_REDIS_PREFIX=PREFIX,
-            PORT=_free_port(),
+            PORT=free_port(),
             LOG_LEVEL="info",
             EFFECTS=self.effects_path,
             MUTANT=os.environ.get("MUTANT", ""),
@@ -193,12 +193,6 @@ class Clocks:
 
     def _path(self, whose: str) -> Path:
         return self._folder / f"clock-{whose}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wipe(folder: Path) -> None:

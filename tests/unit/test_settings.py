@@ -11,7 +11,7 @@ from psycopg2.extensions import parse_dsn
 from redis.asyncio import ConnectionPool
 
 from tasksvc.settings import Settings, SettingsError
-from tests.harness import clean_environment
+from tasksvc.testing.process import clean_environment
 
 SECRET = "canary-7f3a"
 

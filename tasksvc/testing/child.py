@@ -1,0 +1,20 @@
+"""The service for as long as who started it is there: `python -m tasksvc.testing.child`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from tasksvc.__main__ import main
+
+
+def _end_with_owner() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this is the end of the pipe
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+    main(["run"], prog_name="tasksvc")
