@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run migrate test test-fast chaos check lint types layers format bench bench-full bench-peers test-tools \
+.PHONY: help install run example migrate test test-fast chaos check lint types layers format bench bench-full bench-peers test-tools \
         build start stop test-docker clean
 
 help: ## list the targets
@@ -17,6 +17,10 @@ help: ## list the targets
 install: $(INSTALLED) ## prepare .venv
 run: $(INSTALLED) ## serve on http://127.0.0.1:8000, on a private PostgreSQL and Redis
 	@exec $(BIN)/python -m tasksvc run
+
+example: $(INSTALLED) ## try examples/thumbnails: three handlers, their tasks and results
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement examples/thumbnails/requirements.txt
+	@$(BIN)/python examples/thumbnails/demo.py
 
 migrate: $(INSTALLED) ## bring the schema of DATABASE_URL up to date
 	@$(BIN)/python -m tasksvc migrate
@@ -91,4 +95,5 @@ test-docker: ## the suite, in a container
 	$(COMPOSE) --profile test run --rm test
 
 clean: ## remove what was made here: .venv, caches, the private servers' data
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs \
+		examples/thumbnails/pictures

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from tasksvc.web import routes
 from tests.harness import ROOT, ServiceProcess, eventually
 
 README = (ROOT / "README.md").read_text("utf-8")
+
+
+def write_python_of_the_readme(folder: Path) -> None:
+    """Each block as the file that its first line names."""
+    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
 
 
 def test_first_task_goes_as_it_is_shown(start_service: Callable[..., ServiceProcess]) -> None:
@@ -43,9 +52,7 @@ def test_first_task_goes_as_it_is_shown(start_service: Callable[..., ServiceProc
 async def test_handler_goes_as_it_is_shown(
     start_service: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "tasks.py").write_text(code)
+    write_python_of_the_readme(tmp_path)
     service = start_service(TASKSVC_HANDLERS="shop.tasks", PYTHONPATH=f"{ROOT}:{tmp_path}")
     (commands,) = re.findall(
         r"```sh\n(.*?)```", README.partition("## Tasks of your own")[2], re.DOTALL
@@ -59,6 +66,25 @@ async def test_handler_goes_as_it_is_shown(
     id = json.loads(answer.stdout)["id"]
     await eventually(lambda: service.task(id)["status"] == "completed")
     assert service.task(id)["result"] == {"width": 200}
+
+
+def test_tests_go_as_they_are_shown(tmp_path: Path) -> None:
+    """With warnings as errors, as a project may have them."""
+    write_python_of_the_readme(tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"],
+        cwd=tmp_path,
+        # The plugins of this environment complain of what they are not told.
+        env=clean_environment(PYTHONPATH=ROOT, PYTEST_DISABLE_PLUGIN_AUTOLOAD=1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
 
 
 def test_table_of_the_api_has_every_route() -> None:

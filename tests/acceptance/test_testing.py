@@ -104,39 +104,3 @@ with run_service() as service:
 
     assert len(family) >= 3
     assert alive_of(family) == []
-
-
-def test_conftest_of_a_project(tmp_path: Path) -> None:
-    """With warnings as errors, as a project may have them."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    (tmp_path / "tasks.py").write_text(
-        "from tasksvc import handler\n\n"
-        "@handler('double')\n"
-        "def double(content, ctx):\n"
-        "    return int(content) * 2\n"
-    )
-    (tmp_path / "conftest.py").write_text(
-        "from tasksvc.testing import service_fixture\n\nservice = service_fixture('tasks')\n"
-    )
-    (tmp_path / "test_tasks.py").write_text(
-        "from tasks import double\n"
-        "from tasksvc.testing import run_task_sync\n\n"
-        "def test_alone():\n"
-        "    assert run_task_sync(double, '4').result == 8\n\n"
-        "def test_in_the_service(service):\n"
-        "    task = service.create('4', kind='double')\n"
-        "    assert service.wait(task['id'])['result'] == 8\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        # The plugins of this environment complain of what they are not told.
-        env=clean_environment(PYTHONPATH=ROOT, PYTEST_DISABLE_PLUGIN_AUTOLOAD=1),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout

@@ -220,3 +220,13 @@ def test_env_file_names_what_compose_serves(name, monkeypatch):
         postgres["POSTGRES_USER"], postgres["POSTGRES_PASSWORD"], postgres["POSTGRES_DB"]
     )
     assert values["REDIS_HOST"] in services
+
+
+def test_compose_of_the_example_changes_the_image_of_the_service_alone():
+    (name,) = load("examples/thumbnails/docker-compose.yml")["services"]
+    app = load("examples/thumbnails/docker-compose.yml")["services"][name]
+    base = load("docker-compose.yml")["services"][name]
+    dockerfile = (ROOT / app["build"]["context"] / "Dockerfile").read_text()
+
+    assert set(app) == {"build", "image"}
+    assert f"FROM {base['image']} AS {base['build']['target']}" in dockerfile

@@ -1,0 +1,3 @@
+from tasksvc.testing import service_fixture
+
+service = service_fixture("thumbnails")
