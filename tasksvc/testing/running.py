@@ -34,7 +34,8 @@ class TaskRun:
     result: Any
     """What the handler returned, as JSON has it."""
     error: dict[str, Any] | None
-    """`{type, message, attempt}` of what it raised. The traceback is in the log."""
+    """`{type, message, attempt}` of what it raised."""
+    traceback: str | None
     progress: list[tuple[float, str]]
     """All that it reported, in order."""
     retry_after_seconds: float | None
@@ -84,11 +85,12 @@ async def run_task(
     executor = _executor(declared, report, settings)
     outcome = await _outcome(executor, Run(claim, entry=None), cancel_after_seconds)
     if outcome is None:
-        return TaskRun(Status.CANCELED, None, None, progress, None)
+        return TaskRun(Status.CANCELED, None, None, None, progress, None)
     return TaskRun(
         outcome.status,
         None if outcome.result is None else json.loads(outcome.result),
         outcome.error,
+        outcome.traceback,
         progress,
         outcome.delay_seconds if outcome.status is Status.PENDING else None,
     )

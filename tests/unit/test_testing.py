@@ -69,6 +69,7 @@ async def test_handler_is_told_of_its_task_and_its_result_is_json() -> None:
             "pair": [1, 2],
         },
         error=None,
+        traceback=None,
         progress=[(0.0, "begins"), (0.5, "x" * 500)],
         retry_after_seconds=None,
     )
@@ -106,6 +107,8 @@ async def test_failure_would_be_tried_again_after_the_backoff_of_its_kind() -> N
 
     assert run.status == "pending"
     assert run.error == {"type": "ValueError", "message": "why", "attempt": 1}
+    assert run.traceback is not None
+    assert "raise ValueError(content)" in run.traceback
     assert run.result is None
     assert run.retry_after_seconds is not None
     assert 0 <= run.retry_after_seconds <= 4
