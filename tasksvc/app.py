@@ -31,17 +31,19 @@ from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
+from tasksvc.queues import QueueService
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
+from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
 from tasksvc.web.health import Health
-from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SCHEDULES, SERVICE
+from tasksvc.web.keys import HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.limits import Limits
 
 log = structlog.get_logger(__name__)
@@ -59,6 +61,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     database = open_database(settings)
     store = TaskStore(database)
     schedule_store = ScheduleStore(database)
+    queue_store = QueueStore(database)
     delivery = _delivery(settings)
     if delivery is not None and http.KIND in declared:
         raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
@@ -72,11 +75,13 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
     schedules = ScheduleService(schedule_store, service)
-    pool = _pool(settings, service, schedules, stream, metrics, kinds)
+    queues = QueueService(queue_store, service)
+    pool = _pool(settings, service, queues, schedules, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
     app[SERVICE] = service
+    app[QUEUES] = queues
     app[SCHEDULES] = schedules
     app[POOL] = pool
     app[HEALTH] = Health(service.ping, lambda: stream.is_up, pool.stalled)
@@ -96,6 +101,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
             await delivery.close()
         await stream.close()
         await schedule_store.close()
+        await queue_store.close()
         await store.close()
 
     app.cleanup_ctx.append(life)
@@ -166,6 +172,7 @@ def _kinds(
 def _pool(
     settings: Settings,
     service: TaskService,
+    queues: QueueService,
     schedules: ScheduleService,
     stream: TaskStream,
     metrics: Metrics,
@@ -187,7 +194,7 @@ def _pool(
         relay,
         scheduler,
         Loop(Rescuer(service, settings.lease_seconds)),
-        Loop(Janitor(service, settings.retention_seconds, settings.key_seconds)),
+        Loop(Janitor(service, queues, settings.retention_seconds, settings.key_seconds)),
     ]
     if consumers:
         duties += [

@@ -118,6 +118,9 @@ class Metrics:
         self._oldest_pending_age_seconds = self._gauge(
             "tasksvc_oldest_pending_age_seconds", "Age of the oldest task that could be claimed"
         )
+        self._queues_paused = self._gauge(
+            "tasksvc_queues_paused", "Queues none of whose tasks starts"
+        )
         self.tasks_republished = self._count(
             "tasksvc_tasks_republished_total", "Tasks that the relay put into the stream"
         )
@@ -176,16 +179,19 @@ class Metrics:
             self._http_series[key] = observe
         observe(seconds)
 
-    def set_store(self, measures: tuple[Mapping[str, int], float] | None) -> None:
-        """Tasks by status and the age of the oldest that waits; None while nobody can say."""
+    def set_store(self, measures: tuple[Mapping[str, int], float, int] | None) -> None:
+        """Tasks by status, the age of the oldest that waits, and how many queues are paused; None
+        while nobody can say."""
         self._postgres_up.set(_NONE, int(measures is not None))
         self._task_status.values.clear()
         self._oldest_pending_age_seconds.values.clear()
+        self._queues_paused.values.clear()
         if measures is not None:
-            tasks, oldest_seconds = measures
+            tasks, oldest_seconds, paused_queues = measures
             for status, count in tasks.items():
                 self._task_status.set({"status": status}, count)
             self._oldest_pending_age_seconds.set(_NONE, oldest_seconds)
+            self._queues_paused.set(_NONE, paused_queues)
 
     def set_stream(self, measures: tuple[int, int] | None) -> None:
         """Entries in the stream, and those in hand; None while nobody can say."""

@@ -339,7 +339,9 @@ class TaskService:
         """Brings the metrics that others have to be asked for up to date."""
         try:
             measures = await self._store.measure()
-            self._metrics.set_store((measures.tasks, measures.oldest_pending_seconds))
+            self._metrics.set_store(
+                (measures.tasks, measures.oldest_pending_seconds, measures.paused_queues)
+            )
         except Unavailable:
             self._metrics.set_store(None)
         try:
@@ -392,9 +394,12 @@ class TaskService:
                 self.on_due_in(finish.outcome.delay_seconds)
 
     async def hand_on(self, ids: Sequence[str]) -> None:
-        """Those of the ids that are of kinds which this process does not serve go to others."""
-        if self.worker_id is not None:
-            await self._store.unpublish_foreign_tasks(self.worker_id, ids)
+        """Those of the ids that this process can't start are told again when it is time: of kinds
+        that it does not serve, or of queues that let none start."""
+        if self.worker_id is not None and await self._store.unpublish_foreign_tasks(
+            self.worker_id, ids
+        ):
+            self.on_due_in(0.0)  # a queue may have got room since
 
     async def report(self, claim: Claim, fraction: float, message: str) -> None:
         """Keeps how far a run has come, if it is still the current one. Raises nothing when
@@ -620,6 +625,8 @@ class TaskService:
     def _stop_handlers(self, canceled: list[Canceled]) -> None:
         running = [each for each in canceled if each.worker_id is not None]
         self.on_lost([each.task.id for each in running if each.worker_id == self.worker_id])
+        if any(each.task.queue for each in running):
+            self.on_due_in(0.0)
         elsewhere = [each.task.id for each in running if each.worker_id != self.worker_id]
         if elsewhere:
             self._spawn(self._publish_canceled(elsewhere))

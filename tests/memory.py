@@ -63,6 +63,7 @@ class Row:
     retry_of: str | None = None
     retried_as: str | None = None
     priority: str = Priority.NORMAL
+    queue: str | None = None
     started_at: datetime | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -87,6 +88,7 @@ class Row:
             self.retry_of,
             self.retried_as,
             self.priority,
+            queue=self.queue,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -184,6 +186,7 @@ class MemoryStore(TaskStore):
             row.timeout_seconds = options.timeout_seconds
             row.expires_at = options.expires_at
             row.kind, row.priority = options.lane
+            row.queue = options.queue
             row.due_at = options.run_at or row.due_at + timedelta(
                 seconds=options.delay_seconds or 0
             )
@@ -213,6 +216,7 @@ class MemoryStore(TaskStore):
             now if is_published else None,
             kind=old.kind,
             priority=old.priority,
+            queue=old.queue,
             timeout_seconds=old.timeout_seconds,
             retry_of=id,
         )
@@ -319,14 +323,17 @@ class MemoryStore(TaskStore):
                     row.timeout_seconds,
                     row.kind,
                     row.priority,
+                    row.queue or "",
                 )
             )
         return claims
 
-    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> None:
-        rows = self._rows(ids)
+    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
         kinds = self.workers[worker_id].kinds
-        await self.unpublish_tasks([row.id for row in rows if row.kind not in kinds])
+        foreign = [row for row in self._rows(ids) if row.queue or row.kind not in kinds]
+        pending = [row.id for row in foreign if row.status is Status.PENDING]
+        await self.unpublish_tasks(pending)
+        return len(pending)
 
     async def keep_progress(self, progresses: Sequence[Progress]) -> None:
         self._answer()
@@ -518,7 +525,9 @@ class MemoryStore(TaskStore):
         for row in self.rows.values():
             tasks[row.status] += 1
         ages = [(datetime.now(UTC) - row.due_at).total_seconds() for row in self._due()]
-        return Measures({str(status): count for status, count in tasks.items()}, max([0.0, *ages]))
+        return Measures(
+            {str(status): count for status, count in tasks.items()}, max([0.0, *ages]), 0
+        )
 
     async def fold_tally(self) -> None:
         self._answer()

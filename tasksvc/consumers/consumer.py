@@ -109,6 +109,8 @@ class Consumer:
                 self._service.drop(run.claim.id)
         self._free += len(ended)
         self.reading.wake()
+        if any(run.claim.queue for run, _ in ended):
+            self._service.on_due_in(0.0)  # there may be room in the queue now
 
     async def acknowledge(self, ended: list[tuple[Run, Outcome | None]]) -> None:
         """Only after `finish`."""

@@ -8,6 +8,7 @@
     ├── UnknownKind           nobody serves tasks of this kind
     ├── KeyReused             this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
+    ├── QueueNotFound         no queue has this name
     ├── ScheduleNotFound      no schedule has this name
     ├── TooManySchedules      there is no room for another one
     ├── InvalidCron           this is no cron expression, or it never comes
@@ -59,6 +60,10 @@ class TaskIsNotFinal(TaskServiceError):
     def __init__(self, status: Status) -> None:
         super().__init__(f"The task is {status} still.")
         self.status = status
+
+
+class QueueNotFound(TaskServiceError):
+    """There is no queue with this name."""
 
 
 class ScheduleNotFound(TaskServiceError):

@@ -88,6 +88,7 @@ class Task(NamedTuple):
     """The name of the schedule that made it."""
     scheduled_for: datetime | None = None
     """Which moment of the schedule it is for."""
+    queue: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -111,6 +112,7 @@ NOTHING_MORE = (
     Priority.NORMAL,
     None,
     None,
+    None,
 )
 """What a plain task has after its five first fields."""
 
@@ -128,6 +130,7 @@ class Options(NamedTuple):
     expires_at: datetime | None = None
     """Not to start at or after. Aware."""
     priority: Priority | None = None
+    queue: str | None = None
 
     @property
     def waits(self) -> bool:
@@ -205,6 +208,8 @@ class Claim(NamedTuple):
     timeout_seconds: float | None = None
     kind: str = DEFAULT_KIND
     priority: str = Priority.NORMAL
+    queue: str = ""
+    """The name of its queue; none has no name."""
 
 
 MESSAGE_LENGTH = 500

@@ -39,7 +39,8 @@ class Measures:
     tasks: Mapping[str, int]
     """How many tasks are in each status, over the whole table."""
     oldest_pending_seconds: float
-    """How long the oldest due task has waited; 0 when none waits."""
+    """How long the oldest task that could start has waited; 0 when none waits."""
+    paused_queues: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class TaskStore(Store):
                 expires_at=task.options.expires_at,
                 kind=task.options.kind or DEFAULT_KIND,
                 priority=task.options.priority or Priority.NORMAL,
+                queue=task.options.queue,
             )
             for task in tasks
             if task.id in found
@@ -179,11 +181,12 @@ class TaskStore(Store):
         rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))
         return [Claim(*row) for row in rows]
 
-    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> None:
-        """Those of kinds that the worker does not serve."""
-        await self._run(
+    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
+        """Those of kinds that the worker does not serve, or of queues; how many."""
+        rows = await self._run(
             "claim", "unpublish_foreign_tasks", worker_id=worker_id, ids=plain_array(ids)
         )
+        return len(rows)
 
     async def keep_progress(self, progresses: Sequence[Progress]) -> None:
         """One for each task, at most."""
@@ -357,8 +360,10 @@ class TaskStore(Store):
     # What operators see.
 
     async def measure(self) -> Measures:
-        ((tasks, age),) = await self._run("watch", "measure")
-        return Measures({status: tasks.get(status, 0) for status in Status}, age or 0.0)
+        ((tasks, age, paused_queues),) = await self._run("watch", "measure")
+        return Measures(
+            {status: tasks.get(status, 0) for status in Status}, age or 0.0, paused_queues
+        )
 
     async def fold_tally(self) -> None:
         await self._run("duty", "fold_tally")

@@ -21,8 +21,8 @@ RETURNING id, created_at;
 WITH new AS (
     SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
         id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
-        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, key text,
-        fingerprint text
+        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
+        key text, fingerprint text
     )
 ), kept AS (
     INSERT INTO idempotency_key (key, fingerprint, task_id)
@@ -31,11 +31,12 @@ WITH new AS (
     RETURNING task_id
 )
 INSERT INTO task (
-    id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority
+    id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority,
+    queue
 )
 SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
     coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
-    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal')
+    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'), coalesce(queue, '')
 FROM new WHERE key IS NULL OR id IN (SELECT task_id FROM kept)
 ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
@@ -44,7 +45,7 @@ RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
 -- No change: the tasks that were created under these keys.
 SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, greatest(updated_at, finished_at), error,
     result, CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, '')
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- retry_task --
@@ -55,11 +56,11 @@ WITH old AS (
     WHERE id = %(id)s::uuid AND status IN ('completed', 'failed', 'canceled') ORDER BY id FOR UPDATE
 ), new AS (
     INSERT INTO task (
-        id, content, max_attempts, traceparent, kind, priority, timeout_seconds, schedule, scheduled_for, published_at,
-        retry_of
+        id, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, schedule, scheduled_for,
+        published_at, retry_of
     )
-    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, timeout_seconds, schedule, scheduled_for,
-        CASE WHEN %(is_published)s THEN clock_timestamp() END, id
+    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, schedule,
+        scheduled_for, CASE WHEN %(is_published)s THEN clock_timestamp() END, id
     FROM old
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -75,7 +76,7 @@ WHERE id IN (SELECT id FROM task WHERE id = ANY(%(ids)s::uuid[]) AND status = 'p
 
 -- find_lanes --
 -- No change: which lanes there are tasks in that are not final.
-SELECT kind, priority FROM task_lane;
+SELECT DISTINCT kind, priority FROM task_lane;
 
 -- publish_due_tasks --
 -- pending stays pending: due tasks of a lane that are not in its stream, to be published now. Either nobody has published
@@ -94,18 +95,23 @@ WITH expired AS (
     )
     RETURNING id
 ), unpublished AS (
-    SELECT id FROM task
-    WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending'
-      AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at <= statement_timestamp()
-      AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT due.id FROM open_queue AS open, LATERAL (
+        SELECT id FROM task
+        WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND queue = open.name
+          AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at <= statement_timestamp()
+          AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        ORDER BY due_at LIMIT least(%(limit)s, open.room) FOR UPDATE SKIP LOCKED
+    ) AS due LIMIT %(limit)s
 ), lost AS (
-    SELECT id FROM task
-    WHERE finished_at IS NULL AND status = 'pending' AND kind = %(kind)s AND priority = %(priority)s::task_priority
-      AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
-      AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
-      AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    SELECT due.id FROM open_queue AS open, LATERAL (
+        SELECT id FROM task
+        WHERE finished_at IS NULL AND status = 'pending' AND queue = open.name
+          AND kind = %(kind)s AND priority = %(priority)s::task_priority
+          AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+          AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+          AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ) AS due LIMIT %(limit)s
 ), published AS (
     UPDATE task SET published_at = clock_timestamp()
     WHERE id IN (SELECT id FROM unpublished UNION ALL SELECT id FROM lost)
@@ -115,10 +121,12 @@ SELECT
     ARRAY(SELECT id::text FROM published),
     ARRAY(SELECT id::text FROM expired),
     extract(epoch FROM least(
-        (SELECT due_at FROM task
-         WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending'
-           AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at > statement_timestamp()
-         ORDER BY due_at LIMIT 1),
+        (SELECT min(due.due_at) FROM open_queue AS open, LATERAL (
+            SELECT due_at FROM task
+            WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND queue = open.name
+              AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at > statement_timestamp()
+            ORDER BY due_at LIMIT 1
+        ) AS due),
         (SELECT expires_at FROM task
          WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
            AND kind = %(kind)s AND priority = %(priority)s::task_priority AND expires_at > statement_timestamp()
@@ -128,48 +136,61 @@ SELECT
 -- find_due_tasks --
 -- No change: what a consumer may claim when there is no stream to tell it, of the kinds that it serves.
 SELECT due.id
-FROM unnest(%(kinds)s::text[]) AS served (kind), unnest(enum_range(NULL::task_priority)) AS lane (priority), LATERAL (
+FROM task_lane AS lane JOIN open_queue AS open ON open.name = lane.queue, LATERAL (
     SELECT id, due_at FROM task
-    WHERE finished_at IS NULL AND status = 'pending' AND task.kind = served.kind AND task.priority = lane.priority
+    WHERE finished_at IS NULL AND status = 'pending'
+      AND task.queue = lane.queue AND task.kind = lane.kind AND task.priority = lane.priority
       AND due_at <= statement_timestamp() AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    ORDER BY due_at LIMIT %(limit)s
+    ORDER BY due_at LIMIT least(%(limit)s, open.room)
 ) AS due
+WHERE lane.kind = ANY(%(kinds)s::text[])
 ORDER BY lane.priority, due.due_at LIMIT %(limit)s;
 
 -- claim_tasks --
--- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, or of a
--- kind that the worker does not serve.
+-- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, of a kind
+-- that the worker does not serve, or in a queue that is paused or at its limit.
 -- One that this worker holds already was claimed by a call whose answer was lost: it comes back with its attempt.
 -- The lock on the worker's row keeps the rescuer from declaring it dead half way.
 WITH holder AS (
     SELECT id, kinds FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
 ), wanted AS (
-    SELECT task.id, task.status FROM task, holder
+    SELECT task.id, task.status, task.queue FROM task, holder
     WHERE task.id = ANY(%(ids)s::uuid[]) AND task.kind = ANY(holder.kinds)
       AND (task.status = 'pending' AND task.due_at <= statement_timestamp()
              AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
            OR task.status = 'processing' AND task.worker_id = holder.id)
     ORDER BY task.id FOR UPDATE OF task SKIP LOCKED
+), open AS MATERIALIZED (
+    SELECT name, lock_queue(name) AS room
+    FROM (SELECT DISTINCT queue AS name FROM wanted WHERE queue <> '' AND status = 'pending' ORDER BY queue) AS queued
+), admitted AS (
+    SELECT id, status FROM wanted WHERE queue = '' OR status = 'processing'
+    UNION ALL
+    SELECT started.id, started.status FROM open, LATERAL (
+        SELECT id, status FROM wanted WHERE queue = open.name AND status = 'pending' ORDER BY id LIMIT open.room
+    ) AS started
 )
 UPDATE task SET
     status = 'processing',
     worker_id = %(worker_id)s::uuid,
-    attempt = task.attempt + CASE wanted.status WHEN 'pending' THEN 1 ELSE 0 END,
+    attempt = task.attempt + CASE admitted.status WHEN 'pending' THEN 1 ELSE 0 END,
     started_at = NULL,
     updated_at = clock_timestamp()
-FROM wanted WHERE task.id = wanted.id
+FROM admitted WHERE task.id = admitted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, queue;
 
 -- unpublish_foreign_tasks --
--- pending stays pending: a worker was told of tasks of kinds that it does not serve. The relay tells others.
+-- pending stays pending: a worker was told of tasks of kinds that it does not serve, or of queues that let none start. The
+-- relay tells somebody when it is time.
 UPDATE task SET published_at = NULL
 WHERE id IN (
     SELECT task.id FROM task, worker
     WHERE task.id = ANY(%(ids)s::uuid[]) AND task.status = 'pending'
-      AND worker.id = %(worker_id)s::uuid AND task.kind <> ALL(worker.kinds)
+      AND worker.id = %(worker_id)s::uuid AND (task.kind <> ALL(worker.kinds) OR task.queue <> '')
     ORDER BY task.id FOR UPDATE OF task
-);
+)
+RETURNING id;
 
 -- keep_progress --
 -- processing stays processing. No row when the attempt is no longer the current one. Until now updated_at was the claim.
@@ -267,7 +288,8 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, content, status, created_at, greatest(updated_at, finished_at), error, result, NULL, timeout_seconds,
-    expires_at, kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, live.worker_id;
+    expires_at, kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''),
+    live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -325,7 +347,7 @@ RETURNING key;
 -- get_tasks --
 SELECT id, content, status, created_at, greatest(updated_at, finished_at), error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, '')
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- get_attempts --
@@ -411,23 +433,27 @@ UPDATE worker SET lapsed_at = clock_timestamp() WHERE id = %(worker_id)s::uuid A
 DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
 
 -- measure --
--- One row: how many tasks are in each status, and the age in seconds of the oldest that could be claimed.
+-- One row: how many tasks are in each status, the age in seconds of the oldest that could be claimed, and how many queues
+-- are paused.
 SELECT
     (SELECT coalesce(json_object_agg(status, tasks), '{}') FROM
         (SELECT status, sum(tasks) AS tasks FROM task_tally GROUP BY status) AS total),
     (SELECT extract(epoch FROM statement_timestamp() - min(oldest.due_at))::float8 FROM task_lane AS lane, LATERAL (
         SELECT due_at FROM task
-        WHERE finished_at IS NULL AND status = 'pending' AND task.kind = lane.kind AND task.priority = lane.priority
+        WHERE finished_at IS NULL AND status = 'pending'
+          AND task.queue = lane.queue AND task.kind = lane.kind AND task.priority = lane.priority
           AND due_at <= statement_timestamp()
         ORDER BY due_at LIMIT 1
-    ) AS oldest);
+    ) AS oldest
+    WHERE NOT EXISTS (SELECT FROM queue WHERE name = lane.queue AND is_paused)),
+    (SELECT count(*) FROM queue WHERE is_paused AND name > '');
 
 -- fold_tally --
--- The tally's rows become one for each status. What another fold has in hand is left to it.
+-- The tally's rows become one for each queue and status. What another fold has in hand is left to it.
 WITH folded AS (
-    DELETE FROM task_tally WHERE ctid IN (SELECT ctid FROM task_tally FOR UPDATE SKIP LOCKED) RETURNING status, tasks
+    DELETE FROM task_tally WHERE ctid IN (SELECT ctid FROM task_tally FOR UPDATE SKIP LOCKED) RETURNING queue, status, tasks
 )
-INSERT INTO task_tally SELECT status, sum(tasks) FROM folded GROUP BY status;
+INSERT INTO task_tally (queue, status, tasks) SELECT queue, status, sum(tasks) FROM folded GROUP BY queue, status;
 
 -- ping --
 SELECT 1;

@@ -20,6 +20,7 @@ from tasksvc.domain.errors import (
     ContentRefused,
     InvalidCron,
     KeyReused,
+    QueueNotFound,
     ScheduleNotFound,
     TaskIsFinal,
     TaskIsNotFinal,
@@ -62,7 +63,7 @@ def _problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case TaskNotFound() | ScheduleNotFound():
+        case TaskNotFound() | QueueNotFound() | ScheduleNotFound():
             return Problem(HTTPStatus.NOT_FOUND, str(error))
         case TaskIsFinal() | TaskIsNotFinal():
             return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)

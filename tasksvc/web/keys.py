@@ -5,12 +5,14 @@ from __future__ import annotations
 from aiohttp import web
 
 from tasksvc.metrics import Metrics
+from tasksvc.queues import QueueService
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.web.health import Health
 from tasksvc.web.limits import Limits
 
 SERVICE = web.AppKey("service", TaskService)
+QUEUES = web.AppKey("queues", QueueService)
 SCHEDULES = web.AppKey("schedules", ScheduleService)
 METRICS = web.AppKey("metrics", Metrics)
 HEALTH = web.AppKey("health", Health)

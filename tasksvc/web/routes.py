@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tasksvc.web import schedules, views
+from tasksvc.web import queues, schedules, views
 
 TASKS = [
     web.post("/task", views.create_task),
@@ -14,6 +14,11 @@ TASKS = [
     web.post("/task/{task_id}/retry", views.retry_task),
     web.post("/tasks", views.create_tasks),
     web.get("/tasks", views.find_tasks),
+    web.get("/queues", queues.find_queues),
+    web.get("/queues/{name}", queues.get_queue),
+    web.put("/queues/{name}", queues.put_queue),
+    web.post("/queues/{name}/pause", queues.pause_queue),
+    web.post("/queues/{name}/resume", queues.resume_queue),
     web.put("/schedules/{name}", schedules.put_schedule),
     web.get("/schedules/{name}", schedules.get_schedule),
     web.get("/schedules", schedules.find_schedules),

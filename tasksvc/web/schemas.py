@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
 from marshmallow.exceptions import SCHEMA
-from marshmallow.validate import Length, Range
+from marshmallow.validate import Length, Range, Regexp
 
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
@@ -38,6 +38,9 @@ MAX_TASKS = 1000
 """In one `POST /tasks`."""
 MAX_PAGE = 100
 """Tasks in one answer to `GET /tasks`: each may be as large as a request may be."""
+
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
+QUEUE_NAME_RULE = "Must be 1 to 100 of A-Z, a-z, 0-9, dot, underline and hyphen, the first no dot."
 
 _MARK_BYTES = 8
 
@@ -72,6 +75,7 @@ class TaskCreate(Schema):
     run_at = _Moment(format="iso")
     expires_at = _Moment(format="iso")
     priority = fields.Enum(Priority, by_value=True)
+    queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
 
     @validates_schema
     def _one_start(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -252,6 +256,8 @@ def _shown(task: Task) -> dict[str, Any]:
         document["kind"] = task.kind
     if task.priority != Priority.NORMAL:
         document["priority"] = task.priority
+    if task.queue is not None:
+        document["queue"] = task.queue
     if task.progress is not None:
         document["progress"] = task.progress
     if task.result is not None:

@@ -18,7 +18,10 @@ from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
+from tasksvc.queues import QueueService
 from tasksvc.service import TaskService
+from tasksvc.store.database import Database
+from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
@@ -74,6 +77,18 @@ class Worker:
 
 
 MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+async def queue_store(database_url: str) -> AsyncIterator[QueueStore]:
+    store = QueueStore(Database(database_url))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def queues(queue_store: QueueStore, worker: Worker) -> QueueService:
+    return QueueService(queue_store, worker.service)
 
 
 @pytest.fixture

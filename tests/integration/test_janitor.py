@@ -6,6 +6,7 @@ import pytest
 
 from tasksvc.consumers.janitor import Janitor
 from tasksvc.domain.task import NO_OPTIONS
+from tasksvc.queues import QueueService
 from tests.harness import query
 from tests.integration.conftest import Worker
 
@@ -20,9 +21,11 @@ FROM generate_series(1, %s) AS n, (SELECT clock_timestamp() - interval '2 hours'
 COUNT = "SELECT count(*) FROM task"
 
 
-async def test_old_tasks_go_a_thousand_at_a_time(worker: Worker, database_url: str) -> None:
+async def test_old_tasks_go_a_thousand_at_a_time(
+    queues: QueueService, worker: Worker, database_url: str
+) -> None:
     query(database_url, FILL, 2500)
-    janitor = Janitor(worker.service, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600)
 
     steps = [await janitor.run_once() for _ in range(4)]
 
@@ -30,13 +33,18 @@ async def test_old_tasks_go_a_thousand_at_a_time(worker: Worker, database_url: s
     assert query(database_url, COUNT) == [(0,)]
 
 
-async def test_young_and_live_tasks_stay(worker: Worker, database_url: str) -> None:
+async def test_young_and_live_tasks_stay(
+    queues: QueueService, worker: Worker, database_url: str
+) -> None:
     query(database_url, FILL, 3)
     await worker.create()
     await worker.work()
     await worker.create()
 
-    assert await Janitor(worker.service, retention_seconds=3600, key_seconds=3600).run_once() == 3
+    assert (
+        await Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600).run_once()
+        == 3
+    )
 
     assert query(database_url, "SELECT status FROM task ORDER BY id") == [
         ("completed",),
@@ -45,21 +53,27 @@ async def test_young_and_live_tasks_stay(worker: Worker, database_url: str) -> N
 
 
 @pytest.mark.parametrize("retention_seconds", [0, 86_400])
-async def test_retention_keeps(worker: Worker, database_url: str, retention_seconds: float) -> None:
+async def test_retention_keeps(
+    queues: QueueService, worker: Worker, database_url: str, retention_seconds: float
+) -> None:
     query(database_url, FILL, 3)
 
-    assert await Janitor(worker.service, retention_seconds, key_seconds=3600).run_once() == 0
+    assert (
+        await Janitor(worker.service, queues, retention_seconds, key_seconds=3600).run_once() == 0
+    )
 
     assert query(database_url, COUNT) == [(3,)]
 
 
-async def test_tally_is_folded_and_right(worker: Worker, database_url: str) -> None:
+async def test_tally_is_folded_and_right(
+    queues: QueueService, worker: Worker, database_url: str
+) -> None:
     query(database_url, FILL, 10)
     for _ in range(5):
         await worker.create()
     await worker.work()
     await worker.create()
-    janitor = Janitor(worker.service, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600)
 
     await janitor.run_once()
     await janitor.run_once()
@@ -73,7 +87,9 @@ async def test_tally_is_folded_and_right(worker: Worker, database_url: str) -> N
     assert len(query(database_url, "SELECT status FROM task_tally")) <= 10
 
 
-async def test_old_keys_are_forgotten(worker: Worker, database_url: str) -> None:
+async def test_old_keys_are_forgotten(
+    queues: QueueService, worker: Worker, database_url: str
+) -> None:
     for key in ("old", "new"):
         await worker.service.create_once("x", None, NO_OPTIONS, key=key, fingerprint="ab")
     query(
@@ -81,6 +97,6 @@ async def test_old_keys_are_forgotten(worker: Worker, database_url: str) -> None
         "UPDATE idempotency_key SET created_at = created_at - interval '2 hours' WHERE key = 'old'",
     )
 
-    assert await Janitor(worker.service, 0, key_seconds=3600).run_once() == 1
+    assert await Janitor(worker.service, queues, 0, key_seconds=3600).run_once() == 1
 
     assert query(database_url, "SELECT key FROM idempotency_key") == [("new",)]

@@ -33,7 +33,7 @@ def has(metrics: Metrics, name: str) -> bool:
 def test_every_line_can_be_read(metrics: Metrics) -> None:
     metrics.observe_request("/task", "POST", 201, 0.01)
     metrics.group_size("create")(3)
-    metrics.set_store((dict.fromkeys(Status, 1), 0.5))
+    metrics.set_store((dict.fromkeys(Status, 1), 0.5, 0))
     metrics.set_stream((1, 2))
 
     assert [line for line in lines(metrics) if not LINE.fullmatch(line)] == []
@@ -107,7 +107,7 @@ def test_requests_are_apart_by_route_method_and_code(metrics: Metrics) -> None:
 
 
 def test_what_nobody_can_say_is_left_out(metrics: Metrics) -> None:
-    metrics.set_store(({"pending": 1}, 2.5))
+    metrics.set_store(({"pending": 1}, 2.5, 0))
     metrics.set_stream((3, 4))
     assert value(metrics, 'task_status{status="pending"}') == 1
     assert value(metrics, "tasksvc_oldest_pending_age_seconds") == 2.5

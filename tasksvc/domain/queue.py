@@ -1,0 +1,29 @@
+"""What a queue is: tasks under one name, with a limit and a pause."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Queue(NamedTuple):
+    """A queue as its operators see it. Tasks without a queue are in none of them."""
+
+    name: str
+    concurrency: int | None
+    """How many of its tasks run at a time, over all processes; None is any number."""
+    is_paused: bool
+    """None of its tasks starts. What runs goes on."""
+    pending: int
+    processing: int
+    oldest_seconds: float
+    """How long the oldest task that is due has waited; 0 when none waits."""
+    rate: float
+    """How many of its tasks have ended a second, over the last minute or two."""
+
+    @property
+    def empty_seconds(self) -> float | None:
+        """Until nothing is left, if it goes on so; None when that never comes."""
+        left = self.pending + self.processing
+        if not left:
+            return 0.0
+        return left / self.rate if self.rate and not self.is_paused else None
