@@ -6,6 +6,7 @@ from tasksvc.domain.queue import Queue
 from tasksvc.store.database import Database
 from tasksvc.store.store import Store
 
+
 class QueueStore(Store):
     """Every method raises StoreUnavailable when PostgreSQL is away or too slow."""
 
