@@ -131,11 +131,11 @@ class HttpDelivery:
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, AddressRefused):
                 raise Permanent("The host's address is not allowed.") from None
-            raise NotDelivered("The host can't be reached.") from error
+            raise NotDelivered("The host can't be reached.") from None  # it names the address
         except aiohttp.InvalidURL:
             raise Permanent("The url is none that can be asked.") from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NotDelivered(f"{type(error).__name__}.") from error
+            raise NotDelivered(f"{type(error).__name__}.") from None
 
     async def close(self) -> None:
         session, self._session = self._session, None
