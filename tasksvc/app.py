@@ -164,7 +164,12 @@ def _kinds(
 ) -> dict[str, Kind]:
     runners = Runners(service.report, threads=settings.threads, processes=settings.processes)
     return {
-        kind: Kind(runners.handler_of(each), each.timeout_seconds, each.retry)
+        kind: Kind(
+            runners.handler_of(each),
+            each.timeout_seconds,
+            each.retry_base_seconds,
+            each.retry_max_seconds,
+        )
         for kind, each in declared.items()
     }
 

@@ -28,23 +28,28 @@ from tasksvc.domain.errors import (
     TaskIsFinal,
     TaskIsNotFinal,
     TaskNotFound,
+    TaskServiceError,
     Unavailable,
+    UniqueKeyTaken,
     UnknownKind,
 )
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
+    LIVE,
     NO_OPTIONS,
     Canceled,
     Claim,
     Created,
     Filter,
     Keyed,
+    Lane,
     NewTask,
     Options,
     Page,
     Progress,
     Status,
+    Step,
     Task,
 )
 from tasksvc.metrics import Metrics
@@ -59,8 +64,12 @@ _BATCH = 1000
 """Tasks in one step of what is not bounded by a group: a rescue, a clean-up."""
 
 _WINDOW = 10_000
-"""Tasks that a page with filters looks at."""
+"""Tasks that a page, or a step, with filters looks at."""
 
+_CREATE_TRIES = 10
+"""Each but the last lost a race for a unique key, to a task that was final before the next."""
+
+_FIRST_ID = str(UUID(int=0))
 _LAST_ID = str(UUID(int=(1 << 128) - 1))
 
 _KINDS_SECONDS = 1.0
@@ -81,22 +90,31 @@ def _seconds(since: datetime, until: datetime | None) -> float:
 def _floor(created_after: datetime | None) -> str:
     """The first id that a task could have which was created after that moment. Whoever made it may
     have had a clock that is an hour slow."""
-    if created_after is None:
-        return str(UUID(int=0))
-    milliseconds = int((created_after.timestamp() - 3600) * 1000)
-    return str(UUID(int=max(0, milliseconds) << 80))
+    return _FIRST_ID if created_after is None else _id_at(created_after.timestamp() - 3600)
 
 
-def _created(new: NewTask, own: Task | None, keyed: Mapping[str, Keyed]) -> Created | KeyReused:
-    """What came of a create: its own task, or the one that its key was used for."""
-    if own is not None:
-        return Created(own, is_replayed=False)
-    first = keyed.get(new.key or "")
-    if first is None:
-        raise StoreUnavailable  # the first and its key were deleted this moment: try again
+def _ceiling(created_before: datetime | None) -> str:
+    """And one that no task has which was created before, if no clock is an hour fast."""
+    return _LAST_ID if created_before is None else _id_at(created_before.timestamp() + 3600)
+
+
+def _id_at(timestamp: float) -> str:
+    """The first id of that moment."""
+    return str(UUID(int=max(0, int(timestamp * 1000)) << 80))
+
+
+def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
+    """What comes of a create whose key was used before."""
     if first.fingerprint != new.fingerprint:
         return KeyReused()
-    return Created(first.task, is_replayed=True)
+    return Created(first.task, is_replayed=True, is_new=first.is_new)
+
+
+def _made(created: Created | TaskServiceError) -> Created:
+    """Raises what a create came to instead."""
+    if isinstance(created, TaskServiceError):
+        raise created
+    return created
 
 
 def _weight(task: NewTask) -> int:
@@ -154,7 +172,7 @@ class TaskService:
         self._creates: Group[NewTask, Task] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
-        self._special_creates: Group[NewTask, Created | KeyReused] = Group(
+        self._special_creates: Group[NewTask, Created | TaskServiceError] = Group(
             "special",
             self._insert_special,
             observe=metrics.group_size("special"),
@@ -206,7 +224,8 @@ class TaskService:
     def create(
         self, content: str, traceparent: str | None = None, options: Options = NO_OPTIONS
     ) -> Awaitable[Task]:
-        """The task, committed. The stream is told afterwards, and need not be there.
+        """The task, committed. The stream is told afterwards, and need not be there. With a unique
+        key it may be the live task that had it already; `create_once` says so.
 
         Raises ContentRefused when the database does not take the content.
         """
@@ -216,7 +235,7 @@ class TaskService:
             return self._creates.join(
                 NewTask(id, content, self._default_attempts, traceparent, is_published)
             )
-        return self._create_special(self.new_task(content, traceparent, options))
+        return self._create_special(content, traceparent, options)
 
     async def create_once(
         self,
@@ -224,18 +243,17 @@ class TaskService:
         traceparent: str | None,
         options: Options,
         *,
-        key: str,
-        fingerprint: str,
+        key: str | None = None,
+        fingerprint: str | None = None,
     ) -> Created:
         """The same, and once for a key: a later create with it gets the task of the first.
 
         Raises KeyReused too: the first had another fingerprint.
         """
         task = self.new_task(content, traceparent, options)
-        created = await self._special_creates.join(task._replace(key=key, fingerprint=fingerprint))
-        if isinstance(created, KeyReused):
-            raise created
-        return created
+        return _made(
+            await self._special_creates.join(task._replace(key=key, fingerprint=fingerprint))
+        )
 
     async def create_many(self, orders: Sequence[tuple[str, Options]]) -> list[Task]:
         """All of the tasks, in order, or none of them.
@@ -244,40 +262,46 @@ class TaskService:
         """
         tasks = [self.new_task(content, None, options) for content, options in orders]
         self._special_creates.check_room()
-        created = await self._special_creates.join_all(tasks)
-        return [each.task for each in created if isinstance(each, Created)]
+        return [_made(each).task for each in await self._special_creates.join_all(tasks)]
 
     async def retry(self, id: str) -> Task:
         """A new task with the content and the settings of a final one; each names the other.
 
-        Raises TaskNotFound, and TaskIsNotFinal.
+        Raises TaskNotFound, TaskIsNotFinal, and UniqueKeyTaken.
         """
         new_id = str(uuid_utils.uuid7())
-        is_published = self._stream.is_up
-        is_made = await self._store.retry_task(id, new_id, is_published=is_published)
+        made = await self._retry({id: new_id}, is_again=True)
         found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
         if new_id in found:
-            if is_made and is_published:
-                self._publisher.soon([new_id], found[new_id].lane)
             return found[new_id]
         if id not in found:
             raise TaskNotFound
+        if id in made:
+            raise UniqueKeyTaken
         raise TaskIsNotFinal(found[id].status)
+
+    async def retry_many(
+        self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
+    ) -> Step:
+        """The same for a step of the tasks that pass the filter, all of it or nothing: failed ones,
+        unless it says which. Left out are those of which another was made before, or whose unique
+        key is taken."""
+        filter = filter._replace(statuses=filter.statuses or (Status.FAILED,), is_unretried=True)
+        ids, next_before = await self._find(filter, before, limit)
+        matched = len(ids)
+        if ids and not is_dry:
+            # The oldest first, as they were created.
+            new_ids = {id: str(uuid_utils.uuid7()) for id in reversed(ids)}
+            made = await self._retry(new_ids, is_again=False)
+            ids = [id for id in ids if made.get(id)]
+        return Step(matched, ids, next_before)
 
     async def find(self, filter: Filter, before: str | None, limit: int) -> Page:
         """A page of the tasks that pass the filter, newest first, before an id."""
-        is_filtered = filter != Filter()
-        window = _WINDOW if is_filtered else limit + 1
-        ids, seen, last = await self._store.find_tasks(
-            filter, before or _LAST_ID, _floor(filter.created_after), window, limit + 1
-        )
-        if len(ids) > limit:
-            next_before: str | None = ids[limit - 1]
-        else:
-            next_before = last if seen == window else None
-        found = {task.id: task for task in await self._store.get_tasks(ids[:limit])}
+        ids, next_before = await self._find(filter, before, limit)
+        found = {task.id: task for task in await self._store.get_tasks(ids)}
         # One that was deleted in between is no longer there.
-        return Page([found[id] for id in ids[:limit] if id in found], next_before)
+        return Page([found[id] for id in ids if id in found], next_before)
 
     async def get(self, id: str) -> Task:
         """Raises TaskNotFound."""
@@ -307,6 +331,20 @@ class TaskService:
         if isinstance(found, Task):
             raise TaskIsFinal(found.status)
         return found.task
+
+    async def cancel_many(
+        self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
+    ) -> Step:
+        """The same for a step of the live tasks that pass the filter, all of it or nothing."""
+        filter = filter._replace(statuses=filter.statuses or LIVE)
+        ids, next_before = await self._find(filter, before, limit)
+        matched = len(ids)
+        if ids and not is_dry:
+            canceled = await self._store.cancel_tasks(ids, filter.statuses, with_contents=False)
+            self._stop_handlers(canceled)
+            stopped = {each.task.id for each in canceled}
+            ids = [id for id in ids if id in stopped]
+        return Step(matched, ids, next_before)
 
     # For schedules.
 
@@ -528,25 +566,66 @@ class TaskService:
         self._publisher.soon([task.id for task in tasks if task.is_published])
         return inserted
 
-    async def _insert_special(self, tasks: list[NewTask]) -> list[Created | KeyReused]:
-        found = {task.id: task for task in await self._store.insert_special_tasks(tasks)}
+    async def _insert_special(self, tasks: list[NewTask]) -> list[Created | TaskServiceError]:
+        results: dict[str, Created | TaskServiceError] = {}
+        for _ in range(_CREATE_TRIES):
+            results.update(await self._try_special([new for new in tasks if new.id not in results]))
+            if len(results) == len(tasks):
+                break
+        return [results.get(new.id) or StoreUnavailable() for new in tasks]
+
+    async def _try_special(self, tasks: list[NewTask]) -> dict[str, Created | TaskServiceError]:
+        """What came of the creates, by the ids; those that have to be tried again are missing."""
+        made, live_ids = await self._store.insert_special_tasks(tasks)
+        results: dict[str, Created | TaskServiceError] = {task.id: Created(task) for task in made}
+        if len(made) < len(tasks):
+            results |= await self._find_special(
+                [new for new in tasks if new.id not in results],
+                live_ids,
+                {task.unique_key: task for task in made if task.unique_key is not None},
+            )
+        self._tell_special(tasks, results)
+        return results
+
+    async def _find_special(
+        self, tasks: list[NewTask], live_ids: Mapping[str, str], twins: Mapping[str, Task]
+    ) -> dict[str, Created | TaskServiceError]:
+        """What came of those that the statement did not make: they share a unique key with a task
+        that was live before, or with one of the twins; their key was there; or the answer to a
+        first try was lost."""
+        keys = [new.key for new in tasks if new.key is not None and new.id not in live_ids]
         keyed: dict[str, Keyed] = {}
-        if len(found) < len(tasks):  # a key was there, or the answer to a first try was lost
-            missing = [task for task in tasks if task.id not in found]
-            if keys := [task.key for task in missing if task.key is not None]:
-                keyed = {each.key: each for each in await self._store.find_keyed_tasks(keys)}
-            rest = [task.id for task in missing]
-            found.update((task.id, task) for task in await self._store.get_tasks(rest))
-        created = [_created(new, found.get(new.id), keyed) for new in tasks]
-        self.publish_soon([task for task in tasks if task.id in found])
+        if keys:
+            keyed = {each.key: each for each in await self._store.find_keyed_tasks(keys)}
+        ids = {live_ids.get(new.id, new.id) for new in tasks}
+        found = {task.id: task for task in await self._store.get_tasks(list(ids))}
+        results: dict[str, Created | TaskServiceError] = {}
         for new in tasks:
-            if (task := found.get(new.id)) is None:
+            if task := found.get(live_ids.get(new.id, new.id)):
+                results[new.id] = Created(task, is_new=task.id == new.id)
+            elif new.key is not None:
+                if first := keyed.get(new.key):
+                    results[new.id] = _replayed(new, first)
+            elif twin := twins.get(new.options.unique_key or ""):
+                results[new.id] = Created(twin, is_new=False)
+        if loose := [key for key in keys if key not in keyed]:
+            await self._store.forget_loose_keys(loose)
+        return results
+
+    def _tell_special(
+        self, tasks: list[NewTask], results: Mapping[str, Created | TaskServiceError]
+    ) -> None:
+        """Publishes what was made, and wakes the relay in time for what waits."""
+        for new in tasks:
+            created = results.get(new.id)
+            if not isinstance(created, Created) or created.task.id != new.id:
                 continue
+            task = created.task
+            self.publish_soon([new])
             if new.options.waits:
                 self.on_due_in(_seconds(task.created_at, task.run_at))
             if task.expires_at is not None:
                 self.on_due_in(_seconds(task.created_at, task.expires_at))
-        return created
 
     async def _get(self, ids: list[str]) -> list[Task | None]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}
@@ -595,10 +674,32 @@ class TaskService:
 
     # Below.
 
-    async def _create_special(self, task: NewTask) -> Task:
-        created = await self._special_creates.join(task)
-        assert isinstance(created, Created)  # it has no key
-        return created.task
+    async def _create_special(
+        self, content: str, traceparent: str | None, options: Options
+    ) -> Task:
+        return (await self.create_once(content, traceparent, options)).task
+
+    async def _retry(self, new_ids: Mapping[str, str], *, is_again: bool) -> dict[str, Lane | None]:
+        is_published = self._stream.is_up
+        made = await self._store.retry_tasks(new_ids, is_published=is_published, is_again=is_again)
+        if is_published:
+            for id, lane in made.items():
+                if lane is not None:
+                    self._publisher.soon([new_ids[id]], lane)
+        return made
+
+    async def _find(
+        self, filter: Filter, before: str | None, limit: int
+    ) -> tuple[list[str], str | None]:
+        """The ids of a page, newest first, and what the next one begins before."""
+        before = min(before or _LAST_ID, _ceiling(filter.created_before))
+        window = _WINDOW if filter != Filter() else limit + 1
+        ids, seen, last = await self._store.find_tasks(
+            filter, before, _floor(filter.created_after), window, limit + 1
+        )
+        if len(ids) > limit:
+            return ids[:limit], ids[limit - 1]
+        return ids, last if seen == window else None
 
     def _attempts(self, options: Options) -> int:
         return (

@@ -21,6 +21,7 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     DEFAULT_LANE,
     FINAL,
+    LIVE,
     Canceled,
     Claim,
     Filter,
@@ -66,6 +67,9 @@ class Row:
     queue: str | None = None
     started_at: datetime | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    unique_key: str | None = None
+    retry_base_seconds: float | None = None
+    retry_max_seconds: float | None = None
 
     @property
     def lane(self) -> Lane:
@@ -89,6 +93,7 @@ class Row:
             self.retried_as,
             self.priority,
             queue=self.queue,
+            unique_key=self.unique_key,
         )
 
     def move(self, status: Status, worker_id: str | None = None) -> None:
@@ -174,54 +179,93 @@ class MemoryStore(TaskStore):
             if row.status is Status.PENDING:
                 row.published_at = None
 
-    async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
-        fresh = []
-        for task in tasks:
-            if task.key is None or task.key not in self.keys:
-                fresh.append(task)
+    async def insert_special_tasks(
+        self, tasks: Sequence[NewTask]
+    ) -> tuple[list[Task], dict[str, str]]:
+        live = self._live_keys()
+        keyless = [task for task in tasks if task.key is None or task.key not in self.keys]
+        wanted = list({task.key or task.id: task for task in reversed(keyless)}.values())[::-1]
+        live_ids = {
+            task.id: live[task.options.unique_key]
+            for task in wanted
+            if task.options.unique_key in live
+        }
+        for task in wanted:
             if task.key is not None and task.fingerprint is not None:
-                self.keys.setdefault(task.key, (task.fingerprint, task.id, datetime.now(UTC)))
-        inserted = await self.insert_tasks(fresh)
-        for row, options in [(self.rows[task.id], task.options) for task in fresh]:
+                task_id = live_ids.get(task.id, task.id)
+                self.keys[task.key] = (task.fingerprint, task_id, datetime.now(UTC))
+        fresh = [task for task in wanted if task.id not in live_ids]
+        firsts = {task.options.unique_key or task.id: task for task in reversed(fresh)}
+        inserted = await self.insert_tasks(list(firsts.values())[::-1])
+        options_of = {task.id: task.options for task in tasks}
+        for row, options in [(self.rows[task.id], options_of[task.id]) for task in inserted]:
             row.timeout_seconds = options.timeout_seconds
             row.expires_at = options.expires_at
             row.kind, row.priority = options.lane
             row.queue = options.queue
+            row.unique_key = options.unique_key
+            row.retry_base_seconds = options.retry_base_seconds
+            row.retry_max_seconds = options.retry_max_seconds
             row.due_at = options.run_at or row.due_at + timedelta(
                 seconds=options.delay_seconds or 0
             )
-        return [self.rows[task.id].task() for task in inserted]
+        return [self.rows[task.id].task() for task in inserted], live_ids
+
+    def _live_keys(self) -> dict[str | None, str]:
+        """The unique keys of live tasks, with their ids."""
+        self._answer()
+        return {
+            row.unique_key: row.id
+            for row in self.rows.values()
+            if row.unique_key is not None and row.finished_at is None
+        }
 
     async def find_keyed_tasks(self, keys: Sequence[str]) -> list[Keyed]:
         self._answer()
         return [
-            Keyed(key, fingerprint, self.rows[id].task())
-            for key, (fingerprint, id, _) in self.keys.items()
+            Keyed(key, fingerprint, self.rows[id].task(), self.rows[id].created_at >= created_at)
+            for key, (fingerprint, id, created_at) in self.keys.items()
             if key in keys and id in self.rows
         ]
 
-    async def retry_task(self, id: str, new_id: str, *, is_published: bool) -> bool:
+    async def forget_loose_keys(self, keys: Sequence[str]) -> None:
         self._answer()
-        old = self.rows.get(id)
-        if old is None or old.finished_at is None or new_id in self.rows:
-            return False
-        now = datetime.now(UTC)
-        self.rows[new_id] = Row(
-            new_id,
-            old.content,
-            old.max_attempts,
-            old.traceparent,
-            now,
-            now,
-            now if is_published else None,
-            kind=old.kind,
-            priority=old.priority,
-            queue=old.queue,
-            timeout_seconds=old.timeout_seconds,
-            retry_of=id,
-        )
-        old.retried_as = new_id
-        return True
+        for key in keys:
+            if key in self.keys and self.keys[key][1] not in self.rows:
+                del self.keys[key]
+
+    async def retry_tasks(
+        self, new_ids: Mapping[str, str], *, is_published: bool, is_again: bool
+    ) -> dict[str, Lane | None]:
+        made: dict[str, Lane | None] = {}
+        for old in self._rows(new_ids):
+            new_id = new_ids[old.id]
+            if old.finished_at is None or not (is_again or old.retried_as in (None, new_id)):
+                continue
+            made[old.id] = old.lane if old.retried_as == new_id else None
+            if new_id in self.rows or old.unique_key in self._live_keys():
+                continue
+            now = datetime.now(UTC)
+            self.rows[new_id] = Row(
+                new_id,
+                old.content,
+                old.max_attempts,
+                old.traceparent,
+                now,
+                now,
+                now if is_published else None,
+                kind=old.kind,
+                priority=old.priority,
+                queue=old.queue,
+                timeout_seconds=old.timeout_seconds,
+                retry_of=old.id,
+                unique_key=old.unique_key,
+                retry_base_seconds=old.retry_base_seconds,
+                retry_max_seconds=old.retry_max_seconds,
+            )
+            old.retried_as = new_id
+            made[old.id] = old.lane
+        return made
 
     async def find_tasks(
         self, filter: Filter, before: str, floor: str, window: int, limit: int
@@ -232,9 +276,11 @@ class MemoryStore(TaskStore):
         found = [
             row.id
             for row in seen
-            if filter.status in (None, row.status)
+            if (not filter.statuses or row.status in filter.statuses)
             and filter.kind in (None, row.kind)
             and (filter.created_after is None or row.created_at > filter.created_after)
+            and (filter.created_before is None or row.created_at < filter.created_before)
+            and (not filter.is_unretried or row.retried_as is None)
         ]
         return found[:limit], len(seen), seen[-1].id if seen else None
 
@@ -324,6 +370,8 @@ class MemoryStore(TaskStore):
                     row.kind,
                     row.priority,
                     row.queue or "",
+                    row.retry_base_seconds,
+                    row.retry_max_seconds,
                 )
             )
         return claims
@@ -390,15 +438,25 @@ class MemoryStore(TaskStore):
             row.put_back()
         return [row.id for row in released]
 
-    async def cancel_tasks(self, ids: Sequence[str]) -> list[Canceled]:
+    async def cancel_tasks(
+        self,
+        ids: Sequence[str],
+        statuses: Iterable[Status] = LIVE,
+        *,
+        with_contents: bool = True,
+    ) -> list[Canceled]:
         canceled = []
+        statuses = set(statuses) - FINAL
         for row in self._rows(ids):
-            if row.status not in FINAL:
+            if row.status in statuses:
                 worker_id = row.worker_id
                 if worker_id is not None:
                     self._end(row, AttemptOutcome.CANCELED)
                 row.move(Status.CANCELED)
-                canceled.append(Canceled(row.task(), worker_id))
+                task = row.task()
+                canceled.append(
+                    Canceled(task if with_contents else task._replace(content=""), worker_id)
+                )
         return canceled
 
     async def rescue_tasks(self, worker_ids: Sequence[str], limit: int) -> list[tuple[str, Status]]:

@@ -57,7 +57,7 @@ class Executor:
             else:
                 result = await _within(seconds, kind.handler, run.claim)
         except BaseException as error:
-            return self._after(error, run, kind.retry or self._retry)
+            return self._after(error, run, kind)
         else:
             return COMPLETED if result is None else self._completed(result, run)
         finally:
@@ -74,9 +74,11 @@ class Executor:
         log.warning("Result refused", action="result_refused", reason=reason)
         return outcome.failed(describe(ResultRefused(reason), run.claim.attempt))
 
-    def _after(self, error: BaseException, run: Run, retry: RetryPolicy) -> Outcome | None:
+    def _after(self, error: BaseException, run: Run, kind: Kind) -> Outcome | None:
         if run.stop_reason is not None:  # whatever it made of its cancellation
             return None if run.stop_reason is StopReason.LOST else RELEASED
+        retry = self._retry.within(kind.retry_base_seconds, kind.retry_max_seconds)
+        retry = retry.within(run.claim.retry_base_seconds, run.claim.retry_max_seconds)
         then = retry.after_failure(run.claim, error)
         log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)
         return then

@@ -12,6 +12,7 @@
     ├── ScheduleNotFound      no schedule has this name
     ├── TooManySchedules      there is no room for another one
     ├── InvalidCron           this is no cron expression, or it never comes
+    ├── UniqueKeyTaken        another live task has its unique key
     ├── ContentRefused        PostgreSQL does not take this value
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -76,6 +77,10 @@ class TooManySchedules(TaskServiceError):
 
 class InvalidCron(TaskServiceError):
     """Must be a cron expression of five fields that comes some day."""
+
+
+class UniqueKeyTaken(TaskServiceError):
+    """Another task with its unique_key is live."""
 
 
 class ContentRefused(TaskServiceError):

@@ -63,6 +63,13 @@ class RetryPolicy:
     base_seconds: float
     max_seconds: float
 
+    def within(self, base_seconds: float | None, max_seconds: float | None) -> RetryPolicy:
+        """The same with other bounds; None keeps the one that there is. A new base above the kept
+        maximum lifts it."""
+        if max_seconds is None:
+            max_seconds = max(base_seconds or 0.0, self.max_seconds)
+        return RetryPolicy(self.base_seconds if base_seconds is None else base_seconds, max_seconds)
+
     def after_failure(self, claim: Claim, error: BaseException) -> Outcome:
         """What an attempt that raised `error` comes to."""
         described, traced = describe(error, claim.attempt), trace(error)

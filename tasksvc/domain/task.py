@@ -27,6 +27,8 @@ class Status(StrEnum):
     """Somebody stopped it, before or while it ran. Final."""
 
 
+LIVE = (Status.PENDING, Status.PROCESSING)
+
 FINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELED})
 """A task in one of these never changes again."""
 
@@ -89,6 +91,7 @@ class Task(NamedTuple):
     scheduled_for: datetime | None = None
     """Which moment of the schedule it is for."""
     queue: str | None = None
+    unique_key: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -99,21 +102,7 @@ class Task(NamedTuple):
         return Lane(self.kind, self.priority)
 
 
-NOTHING_MORE = (
-    None,
-    None,
-    None,
-    None,
-    None,
-    DEFAULT_KIND,
-    None,
-    None,
-    None,
-    Priority.NORMAL,
-    None,
-    None,
-    None,
-)
+NOTHING_MORE = (None, *Task._field_defaults.values())
 """What a plain task has after its five first fields."""
 
 
@@ -131,6 +120,10 @@ class Options(NamedTuple):
     """Not to start at or after. Aware."""
     priority: Priority | None = None
     queue: str | None = None
+    unique_key: str | None = None
+    """No two live tasks have the same."""
+    retry_base_seconds: float | None = None
+    retry_max_seconds: float | None = None
 
     @property
     def waits(self) -> bool:
@@ -164,9 +157,13 @@ class NewTask(NamedTuple):
 class Filter(NamedTuple):
     """Which tasks are meant; None is any."""
 
-    status: Status | None = None
+    statuses: tuple[Status, ...] = ()
+    """One of these; none is any."""
     kind: str | None = None
     created_after: datetime | None = None
+    created_before: datetime | None = None
+    is_unretried: bool = False
+    """Only such of which no retry has made another."""
 
 
 class Page(NamedTuple):
@@ -177,12 +174,25 @@ class Page(NamedTuple):
     """What to go on before; None on the last page. One that is short, or empty, need not be it."""
 
 
+class Step(NamedTuple):
+    """What was done to some of the tasks that pass a filter, newest first."""
+
+    matched: int
+    """How many of those that were looked at pass the filter."""
+    ids: list[str]
+    """To whom it was done."""
+    next_before: str | None
+    """What to go on before; None when all have been looked at."""
+
+
 class Created(NamedTuple):
     """What a create came to."""
 
     task: Task
-    is_replayed: bool
+    is_replayed: bool = False
     """The task is that of an earlier create with the same key."""
+    is_new: bool = True
+    """False for a live task that had the unique key already."""
 
 
 class Keyed(NamedTuple):
@@ -191,6 +201,8 @@ class Keyed(NamedTuple):
     key: str
     fingerprint: str
     task: Task
+    is_new: bool = True
+    """False for a task that was there already, with the unique key of the create."""
 
 
 class Claim(NamedTuple):
@@ -210,6 +222,8 @@ class Claim(NamedTuple):
     priority: str = Priority.NORMAL
     queue: str = ""
     """The name of its queue; none has no name."""
+    retry_base_seconds: float | None = None
+    retry_max_seconds: float | None = None
 
 
 MESSAGE_LENGTH = 500

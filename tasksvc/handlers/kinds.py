@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from math import inf
 from typing import Any, Literal, TypeVar, get_args
 
-from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler
 
@@ -37,7 +37,8 @@ class Declared:
     run_in: RunIn
     timeout_seconds: float | None
     max_attempts: int | None
-    retry: RetryPolicy | None
+    retry_base_seconds: float | None
+    retry_max_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Kind:
 
     handler: Handler
     timeout_seconds: float | None = None
-    retry: RetryPolicy | None = None
+    retry_base_seconds: float | None = None
+    retry_max_seconds: float | None = None
 
 
 def handler(
@@ -55,7 +57,7 @@ def handler(
     run_in: RunIn | None = None,
     timeout_seconds: float | None = None,
     max_attempts: int | None = None,
-    retry_base_seconds: float = 1.0,
+    retry_base_seconds: float | None = None,
     retry_max_seconds: float | None = None,
 ) -> Callable[[Function], Function]:
     """Makes a function the handler of a kind of task; the function stays what it is.
@@ -77,10 +79,16 @@ def handler(
             raise HandlersError(f"{name}: timeout_seconds must be above 0.")
         if max_attempts is not None and not 1 <= max_attempts <= 1000:
             raise HandlersError(f"{name}: max_attempts must be from 1 to 1000.")
-        retry = None
-        if retry_max_seconds is not None:
-            retry = RetryPolicy(retry_base_seconds, retry_max_seconds)
-        declared = Declared(kind, function, where, timeout_seconds, max_attempts, retry)
+        _check_backoff(name, retry_base_seconds, retry_max_seconds)
+        declared = Declared(
+            kind,
+            function,
+            where,
+            timeout_seconds,
+            max_attempts,
+            retry_base_seconds,
+            retry_max_seconds,
+        )
         setattr(function, _MARK, declared)
         return function
 
@@ -138,6 +146,12 @@ def _collect(found: dict[str, Declared], module: Any, source: str) -> None:
         other = found.setdefault(each.kind, each)
         if other.function is not each.function or each.kind == DEFAULT_KIND:
             raise HandlersError(f"{source}: the kind {each.kind!r} has a handler already.")
+
+
+def _check_backoff(name: str, base_seconds: float | None, max_seconds: float | None) -> None:
+    base, bound = base_seconds or 0.0, inf if max_seconds is None else max_seconds
+    if not 0 <= base <= bound:
+        raise HandlersError(f"{name}: 0 <= retry_base_seconds <= retry_max_seconds must hold.")
 
 
 def _check(

@@ -50,7 +50,7 @@ WITH tick AS (
     SELECT * FROM json_to_recordset(%(ticks)s::json) AS tick (
         name text, seen timestamptz, updated_at timestamptz, next_run_at timestamptz, scheduled_for timestamptz,
         id uuid, content text, max_attempts int, is_published bool, timeout_seconds float8, kind text,
-        priority task_priority, queue text
+        priority task_priority, queue text, unique_key text, retry_base_seconds float8, retry_max_seconds float8
     )
 ), due AS (
     SELECT tick.* FROM schedule JOIN tick USING (name)
@@ -59,13 +59,13 @@ WITH tick AS (
     ORDER BY schedule.name FOR UPDATE OF schedule SKIP LOCKED
 ), made AS (
     INSERT INTO task (
-        id, content, max_attempts, published_at, timeout_seconds, kind, priority, queue, schedule,
-        scheduled_for
+        id, content, max_attempts, published_at, timeout_seconds, kind, priority, queue, unique_key, retry_base_seconds,
+        retry_max_seconds, schedule, scheduled_for
     )
     SELECT id, content, max_attempts, CASE WHEN is_published THEN clock_timestamp() END, timeout_seconds,
-        coalesce(kind, 'default'), coalesce(priority, 'normal'), coalesce(queue, ''), name,
-        scheduled_for
-    FROM due WHERE id IS NOT NULL
+        coalesce(kind, 'default'), coalesce(priority, 'normal'), coalesce(queue, ''), unique_key, retry_base_seconds,
+        retry_max_seconds, name, scheduled_for
+    FROM due WHERE id IS NOT NULL ORDER BY unique_key, id
     ON CONFLICT DO NOTHING
     RETURNING id
 ), moved AS (

@@ -15,6 +15,7 @@ from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
     DEFAULT_LANE,
+    LIVE,
     Canceled,
     Claim,
     Filter,
@@ -121,12 +122,17 @@ class TaskStore(Store):
             if task.id in created
         ]
 
-    async def insert_special_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
-        """The same for tasks that have options or a key; one whose key is there already is
-        missing."""
+    async def insert_special_tasks(
+        self, tasks: Sequence[NewTask]
+    ) -> tuple[list[Task], dict[str, str]]:
+        """The same for tasks that have options or a key; and the live tasks that others would have
+        to share their unique key with, by the ids of those. One whose key is there already, or
+        that has lost a race, is in neither."""
         rows = await self._run("special", "insert_special_tasks", tasks=_documents(tasks))
-        found = {id: (created_at, run_at) for id, created_at, run_at in rows}
-        return [
+        found = {
+            id: (created_at, run_at) for id, _, created_at, run_at in rows if created_at is not None
+        }
+        made = [
             Task(
                 task.id,
                 task.content,
@@ -140,15 +146,23 @@ class TaskStore(Store):
                 kind=task.options.kind or DEFAULT_KIND,
                 priority=task.options.priority or Priority.NORMAL,
                 queue=task.options.queue,
+                unique_key=task.options.unique_key,
             )
             for task in tasks
             if task.id in found
         ]
+        return made, {id: live_id for id, live_id, *_ in rows if id not in found}
 
     async def find_keyed_tasks(self, keys: Sequence[str]) -> list[Keyed]:
         """The tasks that were created under these keys, in no order."""
         rows = await self._run("special", "find_keyed_tasks", keys=text_array(keys))
-        return [Keyed(key, fingerprint, _task(*row)) for key, fingerprint, *row in rows]
+        return [
+            Keyed(key, fingerprint, _task(*row), is_new) for key, fingerprint, is_new, *row in rows
+        ]
+
+    async def forget_loose_keys(self, keys: Sequence[str]) -> None:
+        """Those of the keys that no task was created under."""
+        await self._run("special", "forget_loose_keys", keys=text_array(keys))
 
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))
@@ -247,9 +261,22 @@ class TaskStore(Store):
         )
         return [id for (id,) in rows]
 
-    async def cancel_tasks(self, ids: Sequence[str]) -> list[Canceled]:
-        """Those that were not final yet."""
-        rows = await self._run("cancel", "cancel_tasks", ids=plain_array(ids))
+    async def cancel_tasks(
+        self,
+        ids: Sequence[str],
+        statuses: Iterable[Status] = LIVE,
+        *,
+        with_contents: bool = True,
+    ) -> list[Canceled]:
+        """Those that were in one of the live statuses; with empty contents, if they are not
+        wanted."""
+        rows = await self._run(
+            "cancel",
+            "cancel_tasks",
+            ids=plain_array(ids),
+            statuses=plain_array(statuses),
+            with_contents=with_contents,
+        )
         return [Canceled(_task(*row), worker_id) for *row, worker_id in rows]
 
     async def rescue_tasks(self, worker_ids: Sequence[str], limit: int) -> list[tuple[str, Status]]:
@@ -265,12 +292,21 @@ class TaskStore(Store):
         )
         return len(rows)
 
-    async def retry_task(self, id: str, new_id: str, *, is_published: bool) -> bool:
-        """Whether a new task was made of the final one."""
+    async def retry_tasks(
+        self, new_ids: Mapping[str, str], *, is_published: bool, is_again: bool
+    ) -> dict[str, Lane | None]:
+        """Those of the tasks that are final, and were not retried before unless it `is_again`;
+        each with the lane of the new one that was made of it: of none, while its unique key is
+        taken."""
         rows = await self._run(
-            "special", "retry_task", id=id, new_id=new_id, is_published=is_published
+            "special",
+            "retry_tasks",
+            ids=plain_array(new_ids),
+            new_ids=plain_array(new_ids.values()),
+            is_published=is_published,
+            is_again=is_again,
         )
-        return bool(rows)
+        return {id: Lane(*lane) if is_made else None for id, is_made, *lane in rows}
 
     async def find_tasks(
         self, filter: Filter, before: str, floor: str, window: int, limit: int
@@ -284,7 +320,7 @@ class TaskStore(Store):
             floor=floor,
             window=window,
             limit=limit,
-            **filter._asdict(),
+            **filter._asdict() | {"statuses": plain_array(filter.statuses)},
         )
         return ids, seen, last
 

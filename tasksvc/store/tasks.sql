@@ -17,57 +17,82 @@ RETURNING id, created_at;
 
 -- insert_special_tasks --
 -- (nothing) -> pending, for tasks with options or a key. A key that is there already, from the same call's first try or
--- from another create, keeps its task from being inserted. Keys are locked in their order, or two groups could deadlock.
+-- from another create, keeps its task from being inserted. So does a live task with the same unique key: its id comes
+-- back instead, and the key remembers it. No row for one whose key is there, and for one that lost a race for its unique
+-- key. Keys are locked in their order, and then unique keys in theirs, or two groups could deadlock.
 WITH new AS (
-    SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
+    SELECT new.*, live.id AS live_id FROM json_to_recordset(%(tasks)s::json) AS new (
         id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
         run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
-        key text, fingerprint text
-    )
+        unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text
+    ) LEFT JOIN task AS live
+        ON live.unique_key = new.unique_key AND live.unique_key IS NOT NULL AND live.finished_at IS NULL
 ), kept AS (
     INSERT INTO idempotency_key (key, fingerprint, task_id)
-    SELECT key, decode(fingerprint, 'hex'), id FROM new WHERE key IS NOT NULL ORDER BY key
+    SELECT key, decode(fingerprint, 'hex'), coalesce(live_id, id) FROM new WHERE key IS NOT NULL ORDER BY key
     ON CONFLICT (key) DO NOTHING
-    RETURNING task_id
+    RETURNING key, task_id
+), wanted AS (
+    SELECT * FROM new WHERE key IS NULL OR (key, coalesce(live_id, id)) IN (SELECT key, task_id FROM kept)
+), made AS (
+    INSERT INTO task (
+        id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority,
+        queue, unique_key, retry_base_seconds, retry_max_seconds
+    )
+    SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
+        coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
+        timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'),
+        coalesce(queue, ''), unique_key, retry_base_seconds, retry_max_seconds
+    FROM wanted WHERE live_id IS NULL ORDER BY unique_key, id
+    ON CONFLICT DO NOTHING
+    RETURNING id, created_at, due_at
 )
-INSERT INTO task (
-    id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority,
-    queue
-)
-SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
-    coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
-    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'), coalesce(queue, '')
-FROM new WHERE key IS NULL OR id IN (SELECT task_id FROM kept)
-ON CONFLICT (id) DO NOTHING
-RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END;
+SELECT id, id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END FROM made
+UNION ALL
+SELECT id, live_id, NULL, NULL FROM wanted WHERE live_id IS NOT NULL;
 
 -- find_keyed_tasks --
--- No change: the tasks that were created under these keys.
-SELECT key, encode(fingerprint, 'hex'), id, content, status, task.created_at, greatest(updated_at, finished_at), error,
-    result, CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, '')
+-- No change: the tasks that were created under these keys, or, made before the key, were found by their unique key.
+SELECT key, encode(fingerprint, 'hex'), task.created_at >= idempotency_key.created_at,
+    id, content, status, task.created_at, greatest(updated_at, finished_at), error, result,
+    CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
--- retry_task --
--- (nothing) -> pending: a new task with the content and the settings of a final one, which is linked to it. No row when
--- there is no such final task, or the same call's first try has made the new one.
-WITH old AS (
-    SELECT * FROM task
-    WHERE id = %(id)s::uuid AND status IN ('completed', 'failed', 'canceled') ORDER BY id FOR UPDATE
+-- forget_loose_keys --
+-- Those of the keys that have no task: it lost a race for its unique key. What has one is committed with it.
+DELETE FROM idempotency_key WHERE key IN (
+    SELECT key FROM idempotency_key
+    WHERE key = ANY(%(keys)s::text[]) AND NOT EXISTS (SELECT FROM task WHERE task.id = task_id)
+    ORDER BY key FOR UPDATE
+);
+
+-- retry_tasks --
+-- (nothing) -> pending: new tasks with the content and the settings of final ones, each linked to its own. A row for
+-- each final one, unless it was retried before and may not be again, with its lane if its new one is made: not when
+-- another live task has the unique key. What the same call's first try has made counts as made.
+WITH wanted AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(new_ids)s::uuid[]) AS wanted (id, new_id)
+), old AS (
+    SELECT task.*, new_id FROM wanted JOIN task ON task.id = wanted.id
+    WHERE status IN ('completed', 'failed', 'canceled')
+      AND (%(is_again)s::bool OR retried_as IS NULL OR retried_as = new_id)
+    ORDER BY task.id FOR UPDATE OF task
 ), new AS (
     INSERT INTO task (
-        id, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, schedule, scheduled_for,
-        published_at, retry_of
+        id, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, unique_key, retry_base_seconds,
+        retry_max_seconds, schedule, scheduled_for, published_at, retry_of
     )
-    SELECT %(new_id)s::uuid, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, schedule,
-        scheduled_for, CASE WHEN %(is_published)s THEN clock_timestamp() END, id
-    FROM old
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    SELECT new_id, content, max_attempts, traceparent, kind, priority, queue, timeout_seconds, unique_key,
+        retry_base_seconds, retry_max_seconds, schedule, scheduled_for,
+        CASE WHEN %(is_published)s::bool THEN clock_timestamp() END, id
+    FROM old ORDER BY unique_key, id
+    ON CONFLICT DO NOTHING
+    RETURNING id, retry_of
 ), linked AS (
-    UPDATE task SET retried_as = new.id FROM old, new WHERE task.id = old.id
+    UPDATE task SET retried_as = new.id FROM new WHERE task.id = new.retry_of
 )
-SELECT id FROM new;
+SELECT id, new_id IN (SELECT id FROM new) OR retried_as IS NOT DISTINCT FROM new_id, kind, priority FROM old;
 
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
@@ -178,7 +203,8 @@ UPDATE task SET
     updated_at = clock_timestamp()
 FROM admitted WHERE task.id = admitted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, queue;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, queue, retry_base_seconds,
+    retry_max_seconds;
 
 -- unpublish_foreign_tasks --
 -- pending stays pending: a worker was told of tasks of kinds that it does not serve, or of queues that let none start. The
@@ -273,10 +299,13 @@ FROM held WHERE task.id = held.id
 RETURNING task.id;
 
 -- cancel_tasks --
--- pending | processing -> canceled. With each, the worker that was running it.
+-- pending | processing -> canceled, those of them that are asked for. With each, the worker that was running it, and its
+-- content if that is wanted: those of many need not fit into memory.
 WITH live AS (
     SELECT id, attempt, worker_id, coalesce(started_at, updated_at) AS started FROM task
-    WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('pending', 'processing') ORDER BY id FOR UPDATE
+    WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('pending', 'processing')
+      AND status = ANY(%(statuses)s::task_status[])
+    ORDER BY id FOR UPDATE
 ), ended AS (
     INSERT INTO attempt (task_id, attempt, started_at, worker, outcome)
     SELECT live.id, attempt, started, name, 'canceled'
@@ -287,9 +316,9 @@ WITH live AS (
 UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
-RETURNING task.id, content, status, created_at, greatest(updated_at, finished_at), error, result, NULL, timeout_seconds,
-    expires_at, kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''),
-    live.worker_id;
+RETURNING task.id, CASE WHEN %(with_contents)s::bool THEN content ELSE '' END, status, created_at,
+    greatest(updated_at, finished_at), error, result, NULL, timeout_seconds, expires_at, kind, progress, retry_of,
+    retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key, live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -347,7 +376,7 @@ RETURNING key;
 -- get_tasks --
 SELECT id, content, status, created_at, greatest(updated_at, finished_at), error, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, '')
+    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- get_attempts --
@@ -368,15 +397,17 @@ SELECT * FROM (
 -- No change: one row for a page of tasks, newest first: their ids, how many tasks were looked at, and the last of those.
 -- Filters are applied to so many tasks as are looked at, so that a page costs the same whatever the filters and the table.
 WITH seen AS (
-    SELECT id, status, kind, created_at FROM task
+    SELECT id, status, kind, created_at, retried_as FROM task
     WHERE id < %(before)s::uuid AND id >= %(floor)s::uuid ORDER BY id DESC LIMIT %(window)s
 )
 SELECT
     ARRAY(
         SELECT id::text FROM seen
-        WHERE (%(status)s::task_status IS NULL OR status = %(status)s::task_status)
+        WHERE (%(statuses)s::task_status[] = '{}' OR status = ANY(%(statuses)s::task_status[]))
           AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
           AND (%(created_after)s::timestamptz IS NULL OR created_at > %(created_after)s::timestamptz)
+          AND (%(created_before)s::timestamptz IS NULL OR created_at < %(created_before)s::timestamptz)
+          AND (NOT %(is_unretried)s::bool OR retried_as IS NULL)
         ORDER BY id DESC LIMIT %(limit)s
     ),
     (SELECT count(*) FROM seen),

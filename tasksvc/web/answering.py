@@ -27,6 +27,7 @@ from tasksvc.domain.errors import (
     TaskNotFound,
     TooManySchedules,
     Unavailable,
+    UniqueKeyTaken,
     UnknownKind,
 )
 from tasksvc.web.answers import X_REQUEST_ID
@@ -67,6 +68,8 @@ def _problem(error: Exception) -> Problem:
             return Problem(HTTPStatus.NOT_FOUND, str(error))
         case TaskIsFinal() | TaskIsNotFinal():
             return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)
+        case UniqueKeyTaken():
+            return Problem(HTTPStatus.CONFLICT, str(error))
         case Unavailable():
             return unavailable(str(error))
         case ContentRefused():

@@ -14,6 +14,8 @@ TASKS = [
     web.post("/task/{task_id}/retry", views.retry_task),
     web.post("/tasks", views.create_tasks),
     web.get("/tasks", views.find_tasks),
+    web.post("/tasks/cancel", views.cancel_tasks),
+    web.post("/tasks/retry", views.retry_tasks),
     web.get("/queues", queues.find_queues),
     web.get("/queues/{name}", queues.get_queue),
     web.put("/queues/{name}", queues.put_queue),

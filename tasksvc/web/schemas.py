@@ -21,12 +21,15 @@ from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import (
     DEFAULT_KIND,
+    FINAL,
+    LIVE,
     NO_OPTIONS,
     NOTHING_MORE,
     Filter,
     Options,
     Priority,
     Status,
+    Step,
     Task,
 )
 from tasksvc.web.problems import Problem, wrong_shape
@@ -35,7 +38,7 @@ MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
 MAX_SECONDS = 366 * 86_400.0
 MAX_TASKS = 1000
-"""In one `POST /tasks`."""
+"""In one `POST /tasks`, and in one step of a cancel or a retry by filter."""
 MAX_PAGE = 100
 """Tasks in one answer to `GET /tasks`: each may be as large as a request may be."""
 
@@ -76,11 +79,19 @@ class TaskCreate(Schema):
     expires_at = _Moment(format="iso")
     priority = fields.Enum(Priority, by_value=True)
     queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
+    unique_key = fields.String(validate=[Length(1, 255), _without_nul])
+    retry_base_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
+    retry_max_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
 
     @validates_schema
     def _one_start(self, data: dict[str, Any], **kwargs: Any) -> None:
         if "run_at" in data and "delay_seconds" in data:
             raise ValidationError("Give run_at or delay_seconds, not both.", "run_at")
+
+    @validates_schema
+    def _backoff(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if data.get("retry_base_seconds", 0) > data.get("retry_max_seconds", MAX_SECONDS):
+            raise ValidationError("Must not be below retry_base_seconds.", "retry_max_seconds")
 
     @post_load
     def _order(self, data: dict[str, Any], **kwargs: Any) -> TaskOrder:
@@ -93,13 +104,28 @@ class TasksCreate(Schema):
     tasks = fields.List(fields.Nested(TaskCreate), required=True, validate=Length(1, MAX_TASKS))
 
 
-class TaskSearch(Schema):
-    """The query of `GET /tasks`."""
+class TaskFilter(Schema):
+    """Which tasks are meant."""
 
     status = fields.Enum(Status, by_value=True)
     kind = fields.String(validate=[Length(1, 100), _without_nul])
     created_after = _Moment(format="iso")
+    created_before = _Moment(format="iso")
+
+
+class TaskSearch(TaskFilter):
+    """The query of `GET /tasks`."""
+
     limit = fields.Integer(load_default=20, validate=Range(1, MAX_PAGE))
+    cursor = fields.String()
+
+
+class TasksStep(Schema):
+    """The body of `POST /tasks/cancel` and `POST /tasks/retry`."""
+
+    filter = fields.Nested(TaskFilter, required=True)
+    dry_run = fields.Boolean(load_default=False, truthy={True}, falsy={False})
+    limit = fields.Integer(strict=True, load_default=MAX_TASKS, validate=Range(1, MAX_TASKS))
     cursor = fields.String()
 
 
@@ -111,6 +137,15 @@ class Search(NamedTuple):
     limit: int
 
 
+class StepOrder(NamedTuple):
+    """What to do something to, or only to tell to which."""
+
+    filter: Filter
+    before: str | None
+    limit: int
+    is_dry: bool
+
+
 class TaskOrder(NamedTuple):
     """What a client asks for."""
 
@@ -118,13 +153,17 @@ class TaskOrder(NamedTuple):
     options: Options = NO_OPTIONS
 
     def fingerprint(self) -> str:
-        """The same for the same order, however it was written."""
-        return hashlib.sha256(orjson.dumps([self.content, *self.options])).hexdigest()
+        """The same for the same order, however it was written, and whichever options come to be."""
+        options = self.options._asdict().items()
+        given = {name: value for name, value in options if value is not None}
+        document = orjson.dumps([self.content, given], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(document).hexdigest()
 
 
 _TASK_CREATE = TaskCreate()
 _TASKS_CREATE = TasksCreate()
 _TASK_SEARCH = TaskSearch()
+_TASKS_STEP = TasksStep()
 
 
 def load_tasks_create(body: bytes | bytearray) -> list[TaskOrder]:
@@ -140,8 +179,47 @@ def load_search(query: Mapping[str, str]) -> Search:
     except ValidationError as error:
         raise wrong_shape(_errors({}, error.messages)) from None
     limit, cursor = found.pop("limit"), found.pop("cursor", None)
-    filter = Filter(**found)
-    return Search(filter, None if cursor is None else _load_cursor(filter, cursor), limit)
+    filter = _filter(**found)
+    return Search(filter, _load_cursor(filter, cursor), limit)
+
+
+def load_tasks_cancel(body: bytes | bytearray) -> StepOrder:
+    """Raises Problem, as `load_task_create` does, and 400 for a cursor of other filters."""
+    return _load_step(body, LIVE)
+
+
+def load_tasks_retry(body: bytes | bytearray) -> StepOrder:
+    """The same."""
+    return _load_step(body, sorted(FINAL))
+
+
+def _load_step(body: bytes | bytearray, statuses: Sequence[Status]) -> StepOrder:
+    found = load(_TASKS_STEP, body)
+    if not found["filter"]:
+        raise wrong_shape([{"pointer": "/filter", "detail": "Give one of its fields at least."}])
+    if found["filter"].get("status") not in (None, *statuses):
+        detail = f"Must be one of: {', '.join(statuses)}."
+        raise wrong_shape([{"pointer": "/filter/status", "detail": detail}])
+    filter = _filter(**found["filter"])
+    before = _load_cursor(filter, found.get("cursor"))
+    return StepOrder(filter, before, found["limit"], found["dry_run"])
+
+
+def _filter(status: Status | None = None, **others: Any) -> Filter:
+    return Filter(() if status is None else (status,), **others)
+
+
+def dump_step(step: Step, filter: Filter, done: str) -> bytes:
+    """A step as JSON; `done` is what was done."""
+    document: dict[str, Any] = {
+        "matched": step.matched,
+        done: len(step.ids),
+        "ids": step.ids,
+        "next": step.next_before is not None,
+    }
+    if step.next_before is not None:
+        document["next_cursor"] = dump_cursor(filter, step.next_before)
+    return orjson.dumps(document)
 
 
 def dump_cursor(filter: Filter, before: str) -> str:
@@ -149,7 +227,9 @@ def dump_cursor(filter: Filter, before: str) -> str:
     return urlsafe_b64encode(UUID(before).bytes + _mark(filter)).decode()
 
 
-def _load_cursor(filter: Filter, cursor: str) -> str:
+def _load_cursor(filter: Filter, cursor: str | None) -> str | None:
+    if cursor is None:
+        return None
     try:
         data = urlsafe_b64decode(cursor.encode("ascii"))
     except ValueError:
@@ -276,6 +356,8 @@ def _shown(task: Task) -> dict[str, Any]:
         document["schedule"] = task.schedule
     if task.scheduled_for is not None:
         document["scheduled_for"] = shown_time(task.scheduled_for)
+    if task.unique_key is not None:
+        document["unique_key"] = task.unique_key
     return document
 
 

@@ -24,12 +24,15 @@ from tasksvc.web.schemas import (
     TaskOrder,
     dump_attempts,
     dump_cursor,
+    dump_step,
     dump_task,
     dump_tasks,
     load_search,
     load_task_create,
     load_task_id,
+    load_tasks_cancel,
     load_tasks_create,
+    load_tasks_retry,
 )
 
 log = structlog.get_logger(__name__)
@@ -57,9 +60,9 @@ async def create_task(request: web.Request) -> Answer:
         order = load_task_create(await read_json(request))
         if order.options.kind is not None:
             await app[SERVICE].check_kind(order.options.kind)
-        is_replayed = False
-        if IDEMPOTENCY_KEY in request.headers:
-            task, is_replayed = await _create_once(request, order)
+        is_replayed, is_new = False, True
+        if IDEMPOTENCY_KEY in request.headers or order.options.unique_key is not None:
+            task, is_replayed, is_new = await _create_once(request, order)
         else:
             task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
     except BaseException:
@@ -71,7 +74,7 @@ async def create_task(request: web.Request) -> Answer:
     headers: dict[str, str] = {hdrs.LOCATION: f"/task/{task.id}"}
     if is_replayed:
         headers[IDEMPOTENT_REPLAYED] = "true"
-    return Answer(dump_task(task), status=201, headers=headers)
+    return Answer(dump_task(task), status=201 if is_new else 200, headers=headers)
 
 
 async def get_task(request: web.Request) -> Answer:
@@ -87,14 +90,9 @@ async def get_attempts(request: web.Request) -> Answer:
 
 
 async def cancel_task(request: web.Request) -> Answer:
-    metrics = request.app[METRICS]
-    metrics.task_cancel_requests.add()
-    try:
+    with _canceling(request):
         task = await request.app[SERVICE].cancel(load_task_id(request.match_info["task_id"]))
-    except BaseException:
-        metrics.task_cancel_fails.add()
-        raise
-    metrics.task_cancel_successes.add()
+    request.app[METRICS].task_cancel_successes.add()
     if _is_logged(logging.DEBUG):
         log.debug("Canceled", action="canceled", task_id=task.id)
     return Answer(dump_task(task))
@@ -135,6 +133,30 @@ async def find_tasks(request: web.Request) -> Answer:
     cursor = dump_cursor(search.filter, page.next_before)
     url = request.rel_url.update_query(cursor=cursor)
     return Answer(dump_tasks(page.tasks, cursor), headers={hdrs.LINK: f'<{url}>; rel="next"'})
+
+
+async def cancel_tasks(request: web.Request) -> Answer:
+    """A step of those that pass a filter."""
+    with _canceling(request):
+        order = load_tasks_cancel(await read_json(request))
+        step = await request.app[SERVICE].cancel_many(
+            order.filter, order.before, order.limit, is_dry=order.is_dry
+        )
+    if not order.is_dry:
+        request.app[METRICS].task_cancel_successes.add(len(step.ids))
+    return Answer(dump_step(step, order.filter, "canceled"))
+
+
+async def retry_tasks(request: web.Request) -> Answer:
+    """A step of those that pass a filter."""
+    with _creating(request):
+        order = load_tasks_retry(await read_json(request))
+        step = await request.app[SERVICE].retry_many(
+            order.filter, order.before, order.limit, is_dry=order.is_dry
+        )
+    if not order.is_dry:
+        request.app[METRICS].task_create_successes.add(len(step.ids))
+    return Answer(dump_step(step, order.filter, "retried"))
 
 
 async def health(request: web.Request) -> Answer:
@@ -181,9 +203,21 @@ def _creating(request: web.Request) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _canceling(request: web.Request) -> Iterator[None]:
+    """Counts a request that cancels."""
+    metrics = request.app[METRICS]
+    metrics.task_cancel_requests.add()
+    try:
+        yield
+    except BaseException:
+        metrics.task_cancel_fails.add()
+        raise
+
+
 async def _create_once(request: web.Request, order: TaskOrder) -> Created:
-    key = request.headers[IDEMPOTENCY_KEY]
-    if not _KEY.fullmatch(key):
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not _KEY.fullmatch(key):
         raise Problem(
             HTTPStatus.BAD_REQUEST, "Idempotency-Key must be 1 to 255 visible ASCII characters."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -13,17 +12,7 @@ import pytest
 from tests.harness import ServiceProcess, eventually, query
 from tests.wire import JSON, Answer, assert_problem, assert_safe_headers, request, talk
 
-Start = Callable[..., ServiceProcess]
-
 NOBODY = "00000000-0000-7000-8000-000000000000"
-
-
-@pytest.fixture
-def idle(shared_services: Start) -> ServiceProcess:
-    """A service that works on nothing, so that what is in it stays."""
-    service = shared_services(TASK_CONSUMER_WORKERS=0)
-    query(service.env["DATABASE_URL"], "TRUNCATE task")
-    return service
 
 
 def create(service: ServiceProcess, *tasks: object, **more: object) -> Answer:
@@ -167,6 +156,9 @@ async def test_filters(idle: ServiceProcess) -> None:
     assert "5" in contents(find(idle, f"?created_after={just_before}"))
     later = quote((moment + timedelta(seconds=1)).isoformat())
     assert contents(find(idle, f"?created_after={later}")) == []
+    first = quote(tasks[1]["created_at"])
+    assert contents(find(idle, f"?created_before={first}")) == ["0"]
+    assert pages(idle, f"created_before={first}&kind=default&limit=1") == [["0"]]
 
 
 async def test_page_looks_at_a_bounded_number_of_tasks(idle: ServiceProcess) -> None:
@@ -189,6 +181,7 @@ async def test_page_looks_at_a_bounded_number_of_tasks(idle: ServiceProcess) -> 
         ("status=done", "/status"),
         ("kind=", "/kind"),
         ("created_after=yesterday", "/created_after"),
+        ("created_before=tomorrow", "/created_before"),
         ("limit=0", "/limit"),
         ("limit=101", "/limit"),
         ("limit=x", "/limit"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import ServiceProcess, eventually, query
-from tests.wire import post, talk
+from tests.wire import assert_problem, post, talk
 
 SHORT_SECONDS = 0.6
 
@@ -112,6 +112,50 @@ async def test_task_that_starts_in_time_does_not_expire(shared_service: ServiceP
     task = create(shared_service, expires_at=soon(3600))
 
     await ended(shared_service, task["id"], "completed")
+
+
+async def test_backoff_of_a_task(shared_services: Callable[..., ServiceProcess]) -> None:
+    service = shared_services(
+        TASK_SIMULATED_SECONDS=60, TASK_RETRY_BASE_SECONDS=1e7, TASK_RETRY_MAX_SECONDS=1e7
+    )
+    quick = [{"retry_max_seconds": 0}, {"retry_base_seconds": 0}]
+    ids = [
+        create(service, timeout_seconds=0.05, max_attempts=3, **bounds)["id"]
+        for bounds in [*quick, {"retry_base_seconds": 100, "retry_max_seconds": 200}, {}]
+    ]
+
+    for id in ids[:2]:
+        assert (await ended(service, id, "failed"))["error"]["attempt"] == 3
+    waiting = []
+    for id in ids[2:]:
+        await eventually(lambda id=id: "error" in service.task(id))
+        waiting.append(service.task(id))
+    assert [task["status"] for task in waiting] == ["pending"] * 2
+    seconds = [
+        (moment(task["run_at"]) - moment(task["updated_at"])).total_seconds() for task in waiting
+    ]
+    assert seconds[0] <= 100
+    assert seconds[1] > 1000  # but once in ten thousand times
+
+
+@pytest.mark.parametrize(
+    ("options", "pointer"),
+    [
+        ({"retry_base_seconds": -1}, "/retry_base_seconds"),
+        ({"retry_max_seconds": -1}, "/retry_max_seconds"),
+        ({"retry_base_seconds": 367 * 86400}, "/retry_base_seconds"),
+        ({"retry_max_seconds": "long"}, "/retry_max_seconds"),
+        ({"retry_max_seconds": None}, "/retry_max_seconds"),
+        ({"retry_base_seconds": 2, "retry_max_seconds": 1}, "/retry_max_seconds"),
+    ],
+)
+async def test_backoff_that_will_not_do_is_named(
+    shared_service: ServiceProcess, options: dict[str, Any], pointer: str
+) -> None:
+    answer = talk(shared_service.port, post(json.dumps({"content": "x", **options}).encode()))
+
+    assert_problem(answer, 422, errors=answer.json()["errors"])
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
 async def test_time_limit_and_attempts_of_a_task(

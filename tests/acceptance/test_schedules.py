@@ -241,6 +241,8 @@ async def test_options_of_a_task(shared_services: Start) -> None:
         ({"task": {"content": "x", "max_attempts": 0}}, "/task/max_attempts"),
         ({"task": {"content": "x", "priority": "urgent"}}, "/task/priority"),
         ({"task": {"content": "x", "timeout_seconds": -1}}, "/task/timeout_seconds"),
+        ({"task": {"content": "x", "unique_key": ""}}, "/task/unique_key"),
+        ({"task": {"content": "x", "retry_max_seconds": -1}}, "/task/retry_max_seconds"),
         ({"task": {"content": "x", "delay_seconds": 1}}, "/task/delay_seconds"),
         ({"task": {"content": "x", "run_at": "2030-01-01T00:00:00Z"}}, "/task/run_at"),
         ({"task": {"content": "x", "expires_at": "2030-01-01T00:00:00Z"}}, "/task/expires_at"),

@@ -154,7 +154,7 @@ class TestInsertSpecial:
     async def test_task_keeps_its_options(self, store: TaskStore) -> None:
         moment = soon(HOUR)
         task = special(run_at=moment, timeout_seconds=1.5, expires_at=moment)
-        (inserted,) = await store.insert_special_tasks([task])
+        ((inserted,), _) = await store.insert_special_tasks([task])
 
         assert (inserted.run_at, inserted.timeout_seconds, inserted.expires_at) == (
             moment,
@@ -167,7 +167,7 @@ class TestInsertSpecial:
         task = special(timeout_seconds=1)
         await store.insert_special_tasks([task])
 
-        assert await store.insert_special_tasks([task]) == []
+        assert await store.insert_special_tasks([task]) == ([], {})
 
     @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
     async def test_refused_content(self, store: TaskStore, content: str) -> None:
@@ -189,7 +189,7 @@ class TestInsertSpecial:
 
     async def test_delayed_task_is_left_until_it_is_due(self, store: TaskStore) -> None:
         task = special(delay_seconds=HOUR)
-        (inserted,) = await store.insert_special_tasks([task])
+        ((inserted,), _) = await store.insert_special_tasks([task])
         assert inserted.run_at is not None
         delay = (inserted.run_at - inserted.created_at).total_seconds()
         assert delay == pytest.approx(HOUR, abs=0.1)
@@ -316,20 +316,20 @@ class TestClaim:
 class TestKeys:
     async def test_first_create_with_a_key_makes_the_task(self, store: TaskStore) -> None:
         first = new_task("first")._replace(key="k", fingerprint="ab")
-        (inserted,) = await store.insert_special_tasks([first])
+        ((inserted,), _) = await store.insert_special_tasks([first])
 
         second = new_task("second")._replace(key="k", fingerprint="cd")
-        assert await store.insert_special_tasks([second]) == []
+        assert await store.insert_special_tasks([second]) == ([], {})
         assert await store.get_tasks([second.id]) == []
         assert await store.find_keyed_tasks(["k", "other"]) == [Keyed("k", "ab", inserted)]
 
     async def test_of_two_in_one_group_the_first_makes_the_task(self, store: TaskStore) -> None:
         tasks = [new_task()._replace(key="k", fingerprint="ab") for _ in range(2)]
 
-        inserted = await store.insert_special_tasks([*tasks, special(timeout_seconds=1)])
+        inserted, _ = await store.insert_special_tasks([*tasks, special(timeout_seconds=1)])
 
         assert len(inserted) == 2
-        ((_, _, task),) = await store.find_keyed_tasks(["k"])
+        ((_, _, task, _),) = await store.find_keyed_tasks(["k"])
         assert task.id in {task.id for task in tasks}
 
     async def test_task_that_is_deleted_takes_its_key_with_it(self, store: TaskStore) -> None:
@@ -339,7 +339,8 @@ class TestKeys:
         assert await store.delete_finished_tasks(-1, 10) == 1
 
         again = new_task()._replace(key="k", fingerprint="cd")
-        assert [each.id for each in await store.insert_special_tasks([again])] == [again.id]
+        ((inserted,), _) = await store.insert_special_tasks([again])
+        assert inserted.id == again.id
 
     async def test_old_keys_are_forgotten_and_their_tasks_kept(self, store: TaskStore) -> None:
         tasks = [new_task()._replace(key=f"{n}", fingerprint="ab") for n in range(3)]
@@ -355,11 +356,11 @@ class TestLanes:
     async def test_priority_stays_with_the_task(self, store: TaskStore) -> None:
         worker_id = await register(store)
         task = special(priority=Priority.HIGH)
-        (created,) = await store.insert_special_tasks([task])
+        ((created,), _) = await store.insert_special_tasks([task])
         (claim,) = await store.claim_tasks(worker_id, [task.id])
         (read,) = await store.get_tasks([task.id])
         (canceled,) = await store.cancel_tasks([task.id])
-        await store.retry_task(task.id, new := new_id(), is_published=True)
+        await store.retry_tasks({task.id: (new := new_id())}, is_published=True, is_again=False)
         (retried,) = await store.get_tasks([new])
 
         found = [created, claim, read, canceled.task, retried]

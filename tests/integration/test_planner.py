@@ -77,7 +77,12 @@ async def live(store: TaskStore) -> None:
         for n in range(200)
     ]
     await store.insert_special_tasks(keyed)
+    unique = Options(unique_key="u")
+    await store.insert_special_tasks(
+        [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, unique) for _ in range(2)]
+    )
     await store.find_keyed_tasks(["1", "2"])
+    await store.forget_loose_keys(["1", "2"])
     await store.forget_keys(60, 100)
     await store.unpublish_tasks(ids[:20])
     await store.find_lanes()
@@ -97,8 +102,9 @@ async def live(store: TaskStore) -> None:
     await store.rescue_tasks([worker_id], 100)
     await store.get_tasks(ids)
     await store.get_attempts(ids[0], 10)
-    await store.retry_task(ids[0], str(uuid_utils.uuid7()), is_published=True)
-    await store.find_tasks(Filter(Status.COMPLETED), max(ids), min(ids), 100, 10)
+    new_ids = {id: str(uuid_utils.uuid7()) for id in ids[:10]}
+    await store.retry_tasks(new_ids, is_published=True, is_again=True)
+    await store.find_tasks(Filter((Status.COMPLETED,)), max(ids), min(ids), 100, 10)
     await store.delete_finished_tasks(60, 100)
     await store.measure()
     await store.fold_tally()

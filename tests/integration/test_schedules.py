@@ -209,6 +209,26 @@ async def test_due_schedule_makes_a_task_and_goes_on(
     assert [fields for _, fields in entries] == [{"id": made_task.id}]
 
 
+async def test_moment_passes_while_the_task_of_an_earlier_one_is_live(
+    schedules: ScheduleService, task_service: TaskService, database_url: str
+) -> None:
+    await schedules.put("a", order(task={"content": "x", "unique_key": "u"}))
+    for _ in range(2):
+        make_due(database_url)
+        assert await schedules.run_due() == (1, None)
+    first = (await schedules.get("a")).last_task_id
+    assert first is not None
+    assert len(made(database_url)) == 1
+
+    await task_service.cancel(first)
+    make_due(database_url)
+
+    assert await schedules.run_due() == (1, None)
+    second = (await schedules.get("a")).last_task_id
+    assert second not in (None, first)
+    assert len(made(database_url)) == 2
+
+
 async def test_schedule_that_is_not_due_waits(
     schedules: ScheduleService, database_url: str
 ) -> None:

@@ -307,6 +307,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "insert_tasks": ([],),
         "insert_special_tasks": ([],),
         "find_keyed_tasks": ([],),
+        "forget_loose_keys": ([],),
         "find_tasks": (Filter(), "b", "a", 1, 1),
         "forget_keys": (1, 1),
         "unpublish_tasks": ([],),
@@ -338,8 +339,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     }
     for method, arguments in calls.items():
         await getattr(store, method)(*arguments)
-    method = "retry_task"
-    await store.retry_task("a", "b", is_published=True)
+    method = "retry_tasks"
+    await store.retry_tasks({"a": "b"}, is_published=True, is_again=True)
     calls[method] = ()
 
     assert asked == {name: {name} for name in store._queries}

@@ -141,6 +141,35 @@ async def test_last_failure_is_final(metrics: Metrics) -> None:
     assert result.traceback.endswith("in handler\n    raise error\nValueError: no\n")
 
 
+@pytest.mark.parametrize(
+    ("of_kind", "of_task", "expected"),
+    [
+        ((None, None), (None, None), 10),
+        ((20, None), (None, None), 20),
+        ((None, 5), (None, None), 5),
+        ((20, 30), (40, None), 40),
+        ((20, 30), (None, 0), 0),
+    ],
+)
+async def test_bounds_of_a_task_go_before_those_of_its_kind_and_of_the_service(
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    of_kind: tuple[float | None, float | None],
+    of_task: tuple[float | None, float | None],
+    expected: float,
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    kind = Kind(raises(ValueError("no")), None, *of_kind)
+    executor = Executor({"default": kind}, RetryPolicy(10, 25), metrics, max_result_bytes=20)
+    run = make_run()
+    run.claim = run.claim._replace(retry_base_seconds=of_task[0], retry_max_seconds=of_task[1])
+
+    result = await executor.execute(run)
+
+    assert result is not None
+    assert result.delay_seconds == expected
+
+
 async def stopped(handler: Handler, reason: StopReason, metrics: Metrics) -> Outcome | None:
     """What a run comes to that is stopped while it runs."""
     started = asyncio.Event()

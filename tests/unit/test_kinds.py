@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tasksvc import handler
-from tasksvc.domain.retry import RetryPolicy
 from tasksvc.handlers.kinds import HandlersError, load
 
 
@@ -44,20 +43,23 @@ def test_loaded_by_kind_with_all_that_was_declared() -> None:
     found = load(["tests.handlers.shop"])
 
     greet = found["greet"]
-    assert (greet.run_in, greet.timeout_seconds, greet.max_attempts, greet.retry) == (
-        "loop",
-        30,
-        5,
-        None,
-    )
+    assert (greet.run_in, greet.timeout_seconds, greet.max_attempts) == ("loop", 30, 5)
+    assert (greet.retry_base_seconds, greet.retry_max_seconds) == (None, None)
     assert found["whereabouts-thread"].run_in == "thread"
     assert found["whereabouts-process"].run_in == "process"
 
 
-def test_backoff_of_a_kind(module: Callable[..., str]) -> None:
-    function = handler("x", retry_base_seconds=2, retry_max_seconds=8)(on_loop)
+@pytest.mark.parametrize(("base", "bound"), [(2, 8), (2, None), (None, 8), (0, 0)])
+def test_backoff_of_a_kind(
+    module: Callable[..., str], base: float | None, bound: float | None
+) -> None:
+    async def function(content: str, ctx: Any) -> None:
+        pass
 
-    assert load([module("m", function)])["x"].retry == RetryPolicy(2, 8)
+    handler("x", retry_base_seconds=base, retry_max_seconds=bound)(function)
+
+    declared = load([module("m", function)])["x"]
+    assert (declared.retry_base_seconds, declared.retry_max_seconds) == (base, bound)
 
 
 def test_nothing_to_load_is_nothing() -> None:
@@ -76,6 +78,13 @@ def test_nothing_to_load_is_nothing() -> None:
         (in_thread, {"run_in": "moon"}, "run_in must be one of: loop, thread, process"),
         (in_thread, {"timeout_seconds": 0}, "timeout_seconds must be above 0"),
         (in_thread, {"max_attempts": 0}, "max_attempts must be from 1 to 1000"),
+        (in_thread, {"retry_base_seconds": -1}, "0 <= retry_base_seconds <= retry_max_seconds"),
+        (in_thread, {"retry_max_seconds": -1}, "0 <= retry_base_seconds <= retry_max_seconds"),
+        (
+            in_thread,
+            {"retry_base_seconds": 2, "retry_max_seconds": 1},
+            "0 <= retry_base_seconds <= retry_max_seconds",
+        ),
         (in_thread, {"kind": ""}, "a kind is a word"),
         (in_thread, {"kind": "x" * 101}, "a kind is a word"),
         (in_thread, {"kind": "a\nb"}, "a kind is a word"),

@@ -79,6 +79,24 @@ def test_delays_spread_over_all_of_a_growing_range(monkeypatch: pytest.MonkeyPat
     assert ranges == [(0, 0.5), (0, 1.0), (0, 2.0), (0, 8.0), (0, 10.0), (0, 10.0)]
 
 
+@pytest.mark.parametrize(
+    ("base", "bound", "expected"),
+    [
+        (None, None, (1, 60)),
+        (2, None, (2, 60)),
+        (None, 30, (1, 30)),
+        (2, 30, (2, 30)),
+        (0, 0, (0, 0)),
+        (100, None, (100, 100)),
+        (None, 0.5, (1, 0.5)),
+    ],
+)
+def test_bounds_that_are_given_override_those_that_are_there(
+    base: float | None, bound: float | None, expected: tuple[float, float]
+) -> None:
+    assert RetryPolicy(1, 60).within(base, bound) == RetryPolicy(*expected)
+
+
 def test_no_base_is_no_delay() -> None:
     assert RetryPolicy(0, 60).delay_seconds(5) == 0
 

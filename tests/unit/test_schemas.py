@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -47,6 +48,9 @@ def test_load_task_create_with_all_options() -> None:
         "timeout_seconds": 0.5,
         "run_at": "2030-01-01T02:00:00+02:00",
         "expires_at": "2030-01-02T00:00:00Z",
+        "unique_key": "u",
+        "retry_base_seconds": 0,
+        "retry_max_seconds": 2.5,
     }
 
     assert load_task_create(json.dumps(document).encode()) == TaskOrder(
@@ -56,6 +60,9 @@ def test_load_task_create_with_all_options() -> None:
             timeout_seconds=0.5,
             run_at=datetime(2030, 1, 1, tzinfo=UTC),
             expires_at=datetime(2030, 1, 2, tzinfo=UTC),
+            unique_key="u",
+            retry_base_seconds=0,
+            retry_max_seconds=2.5,
         ),
     )
 
@@ -101,6 +108,16 @@ def test_task_starts_at_a_moment_or_after_a_delay() -> None:
     assert refusal(json.dumps(both).encode()).extensions["errors"] == [
         {"pointer": "/run_at", "detail": "Give run_at or delay_seconds, not both."}
     ]
+
+
+def test_fingerprint_is_of_what_is_asked_for() -> None:
+    """It is kept for days, so it must outlast an option that is new."""
+    assert TaskOrder("x", Options(max_attempts=2)).fingerprint() == (
+        hashlib.sha256(b'["x",{"max_attempts":2}]').hexdigest()
+    )
+    assert (
+        TaskOrder("x").fingerprint() != TaskOrder("x", Options(retry_max_seconds=0)).fingerprint()
+    )
 
 
 def test_load_task_create_tells_bad_json_from_a_wrong_shape() -> None:
