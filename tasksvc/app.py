@@ -163,15 +163,7 @@ def _kinds(
     settings: Settings, service: TaskService, declared: Mapping[str, Declared]
 ) -> dict[str, Kind]:
     runners = Runners(service.report, threads=settings.threads, processes=settings.processes)
-    return {
-        kind: Kind(
-            runners.handler_of(each),
-            each.timeout_seconds,
-            each.retry_base_seconds,
-            each.retry_max_seconds,
-        )
-        for kind, each in declared.items()
-    }
+    return {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
 
 
 def _pool(

@@ -50,6 +50,16 @@ class Kind:
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
 
+    @classmethod
+    def of(cls, declared: Declared, handler: Handler) -> Kind:
+        """As it was declared; the handler is what runs its function."""
+        return cls(
+            handler,
+            declared.timeout_seconds,
+            declared.retry_base_seconds,
+            declared.retry_max_seconds,
+        )
+
 
 def handler(
     kind: str,

@@ -115,7 +115,7 @@ def _declared(handler: Callable[..., Any] | str, settings: Settings) -> Declared
 
 def _executor(declared: Declared, report: Report, settings: Settings) -> Executor:
     runners = Runners(report, threads=1, processes=1)
-    kind = Kind(runners.handler_of(declared), declared.timeout_seconds, declared.retry)
+    kind = Kind.of(declared, runners.handler_of(declared))
     return Executor(
         {declared.kind: kind},
         RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds),

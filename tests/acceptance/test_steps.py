@@ -39,7 +39,7 @@ def start(service: ServiceProcess, ids: list[str]) -> None:
     """As if a worker ran them."""
     query(
         service.env["DATABASE_URL"],
-        "UPDATE task SET status = 'processing', attempt = 1, worker_id = id"
+        "UPDATE task SET status = 'processing', attempt = 1, worker_id = id, updated_at = now()"
         " WHERE id = ANY(%s::uuid[])",
         ids,
     )
