@@ -55,8 +55,11 @@ LABELS = {
     "status": {"pending", "processing", "completed", "failed", "canceled"},
     "route": {
         "/task",
+        "/task/{task_id}/attempts",
         "/task/{task_id}/retry",
         "/tasks",
+        "/tasks/cancel",
+        "/tasks/retry",
         "/task/{task_id}",
         "/task/{task_id}/cancel",
         "/queues",
