@@ -56,7 +56,11 @@ def acknowledge_first() -> None:
 
 def cancel_anything() -> None:
     """A cancel changes final tasks too. (The guard in the database has to go as well.)"""
-    _replace_in_query("cancel_tasks", ("AND status IN ('pending', 'processing')", ""))
+    _replace_in_query(
+        "cancel_tasks",
+        ("AND status IN ('pending', 'processing')", ""),
+        ("AND status = ANY(%(statuses)s::task_status[])", ""),
+    )
 
 
 def group_from_the_end() -> None:
