@@ -406,9 +406,7 @@ class TaskService:
         try:
             claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
         except BaseException:
-            # It may have taken, or may still take, what nobody here knows of.
-            doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
-            self._doubtful_until = time.monotonic() + doubt_seconds
+            self._doubt()
             raise
         finally:
             for id in wanted:
@@ -653,7 +651,10 @@ class TaskService:
                 log.warning("Handed back", action="settled", tasks=len(released))
         if not ids:
             return []
+        run_again = self._store.claims_run_again
         claimed = {claim.id: claim for claim in await self._store.claim_tasks(worker_id, ids)}
+        if self._store.claims_run_again > run_again:
+            self._doubt()
         if not claimed:  # all of them taken elsewhere, or this worker was declared dead?
             is_renewed, _ = await self._store.renew_lease(worker_id, {}, self._lease_seconds)
             if not is_renewed:
@@ -707,6 +708,11 @@ class TaskService:
             or self._kinds.get(options.kind or DEFAULT_KIND)
             or self._max_attempts
         )
+
+    def _doubt(self) -> None:
+        """A claim may have taken, or may still take, what nobody here knows of."""
+        doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
+        self._doubtful_until = time.monotonic() + doubt_seconds
 
     async def _settle(self) -> None:
         """Has the claims' group hand back what the database says that this worker holds, and it

@@ -140,6 +140,10 @@ class MemoryStore(TaskStore):
     def up_seconds(self) -> float:
         return 0.0 if self.is_away else 3600.0
 
+    @property
+    def claims_run_again(self) -> int:
+        return 0
+
     async def close(self) -> None:
         pass
 

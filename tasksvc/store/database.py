@@ -162,6 +162,9 @@ class Session:
         self._connection: Connection | None = None
         self._cursor: aiopg.Cursor | None = None
         self._prepared: set[Prepared] = set()
+        self.runs_again = 0
+        """How many statements were run again on another connection. What the first try does may
+        still come: the server notices late that nobody waits for its answer."""
 
     async def run(
         self, query: str | Prepared, parameters: Mapping[str, Any] | None = None
@@ -204,7 +207,9 @@ class Session:
                     self._drop()
                 elif error.pgcode in _RUN_AGAIN:
                     await asyncio.sleep(random.uniform(0.1, 1) * _SHORT_SECONDS)
-                elif not (was_connected and self._is_broken()):
+                elif was_connected and self._is_broken():
+                    self.runs_again += 1
+                else:
                     raise
             except TimeoutError:
                 raise
@@ -212,6 +217,7 @@ class Session:
                 if not was_connected:
                     raise
                 self._drop()
+                self.runs_again += 1
         return await self._run(query, parameters)
 
     async def _run(self, query: str | Prepared, parameters: Mapping[str, Any] | None) -> list[Row]:

@@ -98,6 +98,12 @@ class TaskStore(Store):
         """How long PostgreSQL has answered without a break, as far as is known here."""
         return self._database.up_seconds
 
+    @property
+    def claims_run_again(self) -> int:
+        """How many claims were sent twice: the first one's may still come, and was passed over by
+        the second while it was under way."""
+        return self._sessions["claim"].runs_again
+
     # A task's life.
 
     async def insert_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:

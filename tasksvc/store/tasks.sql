@@ -107,6 +107,7 @@ SELECT DISTINCT kind, priority FROM task_lane;
 -- pending stays pending: due tasks of a lane that are not in its stream, to be published now. Either nobody has published
 -- them yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
 -- pending -> failed: those that did not start before they expired.
+-- The conditions are those of their indexes, to the letter (migrations/0012).
 -- One row: the ids to publish, those that expired, and the seconds until the next could be due or expire (NULL: none).
 WITH expired AS (
     UPDATE task SET
@@ -114,18 +115,19 @@ WITH expired AS (
         error = jsonb_build_object('type', 'Expired', 'message', 'It could not start in time.', 'attempt', attempt)
     WHERE id IN (
         SELECT id FROM task
-        WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
-          AND kind = %(kind)s AND priority = %(priority)s::task_priority AND expires_at <= statement_timestamp()
-        ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        WHERE CASE WHEN finished_at IS NULL THEN expires_at END <= statement_timestamp()
+          AND status = 'pending' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+        ORDER BY CASE WHEN finished_at IS NULL THEN expires_at END LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     )
     RETURNING id
 ), unpublished AS (
     SELECT due.id FROM open_queue AS open, LATERAL (
         SELECT id FROM task
-        WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND queue = open.name
-          AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at <= statement_timestamp()
+        WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END <= statement_timestamp()
+          AND status = 'pending' AND queue = open.name AND kind = %(kind)s AND priority = %(priority)s::task_priority
           AND (expires_at IS NULL OR expires_at > statement_timestamp())
-        ORDER BY due_at LIMIT least(%(limit)s, open.room) FOR UPDATE SKIP LOCKED
+        ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END
+        LIMIT least(%(limit)s, open.room) FOR UPDATE SKIP LOCKED
     ) AS due LIMIT %(limit)s
 ), lost AS (
     SELECT due.id FROM open_queue AS open, LATERAL (
@@ -148,14 +150,14 @@ SELECT
     extract(epoch FROM least(
         (SELECT min(due.due_at) FROM open_queue AS open, LATERAL (
             SELECT due_at FROM task
-            WHERE published_at IS NULL AND finished_at IS NULL AND status = 'pending' AND queue = open.name
-              AND kind = %(kind)s AND priority = %(priority)s::task_priority AND due_at > statement_timestamp()
-            ORDER BY due_at LIMIT 1
+            WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END > statement_timestamp()
+              AND status = 'pending' AND queue = open.name AND kind = %(kind)s AND priority = %(priority)s::task_priority
+            ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END LIMIT 1
         ) AS due),
         (SELECT expires_at FROM task
-         WHERE expires_at IS NOT NULL AND finished_at IS NULL AND status = 'pending'
-           AND kind = %(kind)s AND priority = %(priority)s::task_priority AND expires_at > statement_timestamp()
-         ORDER BY expires_at LIMIT 1)
+         WHERE CASE WHEN finished_at IS NULL THEN expires_at END > statement_timestamp()
+           AND status = 'pending' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+         ORDER BY CASE WHEN finished_at IS NULL THEN expires_at END LIMIT 1)
     ) - statement_timestamp())::float8;
 
 -- find_due_tasks --
@@ -180,7 +182,8 @@ WITH holder AS (
     SELECT id, kinds FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
 ), wanted AS (
     SELECT task.id, task.status, task.queue FROM task, holder
-    WHERE task.id = ANY(%(ids)s::uuid[]) AND task.kind = ANY(holder.kinds)
+    WHERE task.id = ANY(%(ids)s::uuid[])
+      AND holder.kinds @> ARRAY[task.kind]  -- not "kind = ANY": an index of all that waits must not look useful
       AND (task.status = 'pending' AND task.due_at <= statement_timestamp()
              AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
            OR task.status = 'processing' AND task.worker_id = holder.id)

@@ -512,6 +512,29 @@ async def test_claim_from_the_store_whose_answer_was_lost_is_handed_back(
     assert rows() == [("completed", 2, 0)]
 
 
+async def test_claim_that_was_run_again_too_early_is_handed_back(
+    make_worker: MakeWorker, store: TaskStore, monkeypatch: pytest.MonkeyPatch, rows: Rows
+) -> None:
+    """The connection broke, and the second try passed over what the first had not committed yet."""
+    worker = await registered(make_worker, do_nothing)
+    claim = store.claim_tasks
+
+    async def pass_over(*args: Any) -> list[Claim]:
+        await claim(*args)
+        store._sessions["claim"].runs_again += 1
+        return []
+
+    await worker.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim_tasks", pass_over)
+        await worker.take()
+    assert rows() == [("processing", 1, 0)]
+
+    await worker.service.renew_lease()
+    await worker.service.flush()
+    assert rows() == [("pending", 1, 0)]
+
+
 async def test_two_consumers_of_one_process_have_pending_entries_of_their_own(
     make_worker: MakeWorker, database_url: str
 ) -> None:

@@ -255,6 +255,7 @@ class TestHealing:
             open_gate()
 
             assert await running == [(2,)]
+            assert session.runs_again == 1
 
     async def test_connection_that_always_dies_is_given_up(
         self, database_url: str, session: Session

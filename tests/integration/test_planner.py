@@ -13,8 +13,9 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
-from tasksvc.domain.task import Filter, NewTask, Options, Progress, Status
+from tasksvc.domain.task import DEFAULT_LANE, Filter, NewTask, Options, Progress, Status
 from tasksvc.store import queries
+from tasksvc.store.arrays import plain_array
 from tasksvc.store.database import Database, Row
 from tasksvc.store.task_store import TaskStore
 from tests.harness import ago, eventually, query
@@ -45,9 +46,10 @@ class ExplainingStore(TaskStore):
         self.plans[query] = "\n".join(line for (line,) in plan)
         return rows
 
-    async def pages(self, query: str, **parameters: Any) -> int:
-        """How many pages the statement reads."""
-        explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) " + self._queries[query]
+    async def pages(self, query: str, *, is_planned: bool = False, **parameters: Any) -> int:
+        """How many pages the statement reads; with the plan that it has, or a new one."""
+        statement = self._prepared[query].execute if is_planned else self._queries[query]
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT json) {statement}"
         ((plan,),) = await self._sessions["duty"].run(explain, parameters)
         top = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
         return int(top["Shared Hit Blocks"]) + int(top["Shared Read Blocks"])
@@ -179,3 +181,42 @@ async def test_clock_of_whoever_made_an_id_may_be_an_hour_fast(
     )
 
     assert await store.delete_finished_tasks(2 * 86400.0, 10) == 1 + is_deleted
+
+
+WAITING = """
+INSERT INTO task (id, due_at, queue, published_at, max_attempts, content)
+SELECT (lpad(to_hex((1000 * extract(epoch FROM clock_timestamp()))::bigint), 12, '0') || '7'
+        || substr(md5(%s || n), 1, 19))::uuid, clock_timestamp() + %s * interval '1 s', %s, %s, 3, 'x'
+FROM generate_series(1, 50000) AS n
+"""
+
+
+async def test_what_waits_long_costs_the_relay_nothing(
+    database_url: str, store: ExplainingStore
+) -> None:
+    """Neither tasks that are not due for long, nor those of a paused queue, nor those that wait in
+    the stream; whenever the statements were planned: before there was a task, or now."""
+    worker_id = str(uuid.uuid4())
+    await store.register_worker(worker_id, "w", 60)
+    task = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True)
+    calls: dict[str, dict[str, Any]] = {
+        "find_lanes": {},
+        "claim_tasks": {"worker_id": worker_id, "ids": plain_array([task.id])},
+        "publish_due_tasks": {"lost_after_seconds": 3600, "limit": 1000, **DEFAULT_LANE._asdict()},
+        "find_due_tasks": {"limit": 100, "kinds": "{default}"},
+        "measure": {},
+    }
+    for query_name, parameters in calls.items():
+        await store._run("duty", query_name, **parameters)
+    query(database_url, WAITING, "later", 3600, "", None)
+    query(database_url, WAITING, "paused", 0, "mail", None)
+    query(database_url, WAITING, "streamed", 0, "", datetime.now(UTC))
+    query(database_url, "UPDATE queue SET is_paused = true")
+    await store.insert_tasks([task])
+
+    for query_name, parameters in calls.items():
+        assert await store.pages(query_name, **parameters) < 200, query_name
+        assert await store.pages(query_name, is_planned=True, **parameters) < 200, query_name
+    query(database_url, "ANALYZE task")
+    for query_name, parameters in calls.items():
+        assert await store.pages(query_name, **parameters) < 200, query_name
