@@ -282,6 +282,7 @@ class MemoryStore(TaskStore):
             for row in seen
             if (not filter.statuses or row.status in filter.statuses)
             and filter.kind in (None, row.kind)
+            and filter.queue in (None, row.queue)
             and (filter.created_after is None or row.created_at > filter.created_after)
             and (filter.created_before is None or row.created_at < filter.created_before)
             and (not filter.is_unretried or row.retried_as is None)

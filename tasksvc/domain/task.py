@@ -160,6 +160,7 @@ class Filter(NamedTuple):
     statuses: tuple[Status, ...] = ()
     """One of these; none is any."""
     kind: str | None = None
+    queue: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     is_unretried: bool = False

@@ -400,7 +400,7 @@ SELECT * FROM (
 -- No change: one row for a page of tasks, newest first: their ids, how many tasks were looked at, and the last of those.
 -- Filters are applied to so many tasks as are looked at, so that a page costs the same whatever the filters and the table.
 WITH seen AS (
-    SELECT id, status, kind, created_at, retried_as FROM task
+    SELECT id, status, kind, queue, created_at, retried_as FROM task
     WHERE id < %(before)s::uuid AND id >= %(floor)s::uuid ORDER BY id DESC LIMIT %(window)s
 )
 SELECT
@@ -408,6 +408,7 @@ SELECT
         SELECT id::text FROM seen
         WHERE (%(statuses)s::task_status[] = '{}' OR status = ANY(%(statuses)s::task_status[]))
           AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
+          AND (%(queue)s::text IS NULL OR queue = %(queue)s::text)
           AND (%(created_after)s::timestamptz IS NULL OR created_at > %(created_after)s::timestamptz)
           AND (%(created_before)s::timestamptz IS NULL OR created_at < %(created_before)s::timestamptz)
           AND (NOT %(is_unretried)s::bool OR retried_as IS NULL)

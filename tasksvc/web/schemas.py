@@ -109,6 +109,7 @@ class TaskFilter(Schema):
 
     status = fields.Enum(Status, by_value=True)
     kind = fields.String(validate=[Length(1, 100), _without_nul])
+    queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
     created_after = _Moment(format="iso")
     created_before = _Moment(format="iso")
 

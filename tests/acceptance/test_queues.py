@@ -103,6 +103,25 @@ async def test_queues_are_listed(shared_service: ServiceProcess) -> None:
     assert first not in [queue["name"] for queue in found["queues"]]
 
 
+async def test_tasks_of_a_queue_are_found_and_canceled_together(
+    shared_service: ServiceProcess,
+) -> None:
+    name = new_name()
+    put(shared_service, name, {"concurrency": None})
+    ask(shared_service, "POST", f"/queues/{name}/pause")
+    ids = [create(shared_service, queue=name)["id"] for _ in range(3)]
+    create(shared_service)
+
+    _, found = ask(shared_service, "GET", f"/tasks?queue={name}")
+    assert [task["id"] for task in found["tasks"]] == ids[::-1]
+    body = json.dumps({"filter": {"queue": name}}).encode()
+    head = "Content-Type: application/json"
+    answer = talk(shared_service.port, request("POST", "/tasks/cancel", head, body=body))
+    assert answer.json()["canceled"] == 3
+    assert ask(shared_service, "GET", f"/queues/{name}")[1]["pending"] == 0
+    assert ask(shared_service, "GET", "/tasks?queue=.x")[0] == 422
+
+
 async def test_retry_stays_in_its_queue(shared_service: ServiceProcess) -> None:
     task = create(shared_service, queue=new_name())
     await eventually(lambda: shared_service.task(task["id"])["status"] == "completed")

@@ -298,7 +298,7 @@ async def test_publication_that_can_not_be_taken_back_is_found_by_its_age(
         task = await worker.create()
     assert redis_client.xlen(stream_key) == 0
 
-    await eventually(lambda: Relay(worker.service, 1.0).run_once())
+    await eventually(lambda: Relay(worker.service, 1.0).run_once(), 30)
 
     assert published(redis_client, stream_key) == [task.id]
 
