@@ -186,7 +186,8 @@ async def test_clock_of_whoever_made_an_id_may_be_an_hour_fast(
 WAITING = """
 INSERT INTO task (id, due_at, queue, published_at, max_attempts, content)
 SELECT (lpad(to_hex((1000 * extract(epoch FROM clock_timestamp()))::bigint), 12, '0') || '7'
-        || substr(md5(%s || n), 1, 19))::uuid, clock_timestamp() + %s * interval '1 s', %s, %s, 3, 'x'
+        || substr(md5(%s || n), 1, 19))::uuid,
+    clock_timestamp() + %s * interval '1 s', %s, %s, 3, 'x'
 FROM generate_series(1, 50000) AS n
 """
 
