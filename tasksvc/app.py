@@ -74,7 +74,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    schedules = ScheduleService(schedule_store, service)
+    schedules = ScheduleService(schedule_store, service, metrics)
     queues = QueueService(queue_store, service)
     pool = _pool(settings, service, queues, schedules, stream, metrics, kinds)
 

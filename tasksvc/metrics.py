@@ -19,23 +19,31 @@ _SIZES = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
 _PRIORITIES = ("high", "normal", "low")
 
+_SCHEDULE_OUTCOMES = ("made", "skipped")
+
 _NONE: dict[str, str] = {}
+
+
+def _escaped(kind: str) -> str:
+    """As the text format has it. Line breaks are in no kind that a process can serve."""
+    return kind.replace("\\", r"\\").replace('"', r"\"")
 
 
 class Count:
     """A number that only grows. Plain on the hot path; the registry takes it at each scrape."""
 
-    __slots__ = ("_counter", "value")
+    __slots__ = ("_counter", "_labels", "value")
 
-    def __init__(self, registry: Registry, name: str, doc: str) -> None:
-        self._counter = Counter(name, doc, registry=registry)
+    def __init__(self, counter: Counter, **labels: str) -> None:
+        self._counter = counter
+        self._labels = labels
         self.value = 0
 
     def add(self, count: int = 1) -> None:
         self.value += count
 
     def collect(self) -> None:
-        self._counter.set(_NONE, self.value)
+        self._counter.set(self._labels, self.value)
 
 
 class _Buckets:
@@ -55,6 +63,12 @@ class _Buckets:
         self.observations += 1
         self.sum += value
 
+    def add(self, other: _Buckets) -> None:
+        """Takes over what another with the same bounds has observed."""
+        self._counts = [sum(each) for each in zip(self._counts, other._counts, strict=True)]
+        self.observations += other.observations
+        self.sum += other.sum
+
     @property
     def buckets(self) -> dict[float, int]:
         return dict(zip(self._bounds, accumulate(self._counts), strict=True))
@@ -71,6 +85,13 @@ class Distribution:
         series = _Buckets(self._histogram.upper_bounds)
         self._histogram.set_value(labels, series)
         return series.observe
+
+    def add_up(self, other: Distribution) -> None:
+        """Its one series is all that the other has observed, whatever the labels."""
+        total = _Buckets(self._histogram.upper_bounds)
+        for series in other._histogram.values.values():
+            total.add(series)
+        self._histogram.set_value(_NONE, total)
 
 
 class Metrics:
@@ -98,9 +119,9 @@ class Metrics:
         self.task_cancel_fails = self._count(
             "task_cancel_fail_count", "Requests to cancel a task that were refused or failed"
         )
-        self.task_processing_duration = self._distribution(
+        self._task_processing_duration = self._distribution(
             "task_processing_duration", "Seconds that a handler ran", _SECONDS
-        ).series()
+        )
         self.task_processing_successes = self._count(
             "task_processing_success_count", "Runs of a handler that completed their task"
         )
@@ -114,6 +135,21 @@ class Metrics:
         )
         self.task_wait_seconds = {
             priority: wait_seconds.series(priority=priority) for priority in _PRIORITIES
+        }
+        self._attempt_seconds = self._distribution(
+            "tasksvc_attempt_seconds", "Seconds that a handler ran, by the kind of task", _SECONDS
+        )
+        self._attempts_failed = self._counter(
+            "tasksvc_attempts_failed_total", "Runs that failed: was the task tried again?"
+        )
+        self.tasks_expired = self._count(
+            "tasksvc_tasks_expired_total", "Tasks that could not start in time"
+        )
+        schedule_runs = self._counter(
+            "tasksvc_schedule_runs_total", "Moments of schedules: was a task made or none?"
+        )
+        self.schedule_runs = {
+            outcome: self._series(schedule_runs, outcome=outcome) for outcome in _SCHEDULE_OUTCOMES
         }
         self._oldest_pending_age_seconds = self._gauge(
             "tasksvc_oldest_pending_age_seconds", "Age of the oldest task that could be claimed"
@@ -153,10 +189,8 @@ class Metrics:
         self._resident_memory_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory size in bytes"
         )
-        self._cpu_seconds = Counter(
-            "process_cpu_seconds_total",
-            "Total user and system CPU time spent in seconds",
-            registry=self._registry,
+        self._cpu_seconds = self._counter(
+            "process_cpu_seconds_total", "Total user and system CPU time spent in seconds"
         )
         self._open_fds = self._gauge("process_open_fds", "Number of open file descriptors")
         self._max_fds = self._gauge("process_max_fds", "Maximum number of open file descriptors")
@@ -169,6 +203,13 @@ class Metrics:
 
     def group_size(self, group: str) -> Callable[[float], None]:
         return self._group_size.series(group=group)
+
+    def attempt_seconds(self, kind: str) -> Callable[[float], None]:
+        return self._attempt_seconds.series(kind=_escaped(kind))
+
+    def attempts_failed(self, kind: str, then: str) -> Count:
+        """Those after which the task was `failed`, or is tried again: `retried`."""
+        return self._series(self._attempts_failed, kind=_escaped(kind), then=then)
 
     def observe_request(self, route: str, method: str, code: int, seconds: float) -> None:
         """`route` is the pattern and never the path; `method` is one that the route has."""
@@ -212,6 +253,7 @@ class Metrics:
         """The exposition of all that is known now, and its headers."""
         for count in self._counts:
             count.collect()
+        self._task_processing_duration.add_up(self._attempt_seconds)
         with self._process.oneshot():
             cpu = self._process.cpu_times()
             self._cpu_seconds.set(_NONE, cpu.user + cpu.system)
@@ -222,9 +264,15 @@ class Metrics:
         return body, headers
 
     def _count(self, name: str, doc: str) -> Count:
-        count = Count(self._registry, name, doc)
+        return self._series(self._counter(name, doc))
+
+    def _series(self, counter: Counter, **labels: str) -> Count:
+        count = Count(counter, **labels)
         self._counts.append(count)
         return count
+
+    def _counter(self, name: str, doc: str) -> Counter:
+        return Counter(name, doc, registry=self._registry)
 
     def _gauge(self, name: str, doc: str) -> Gauge:
         return Gauge(name, doc, registry=self._registry)

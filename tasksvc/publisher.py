@@ -109,6 +109,7 @@ class Publisher:
         )
         for id in due.expired:
             log.warning("Expired", action="expired", task_id=id)
+        self._metrics.tasks_expired.add(len(due.expired))
         if due.ids:
             await self._publish(due.ids, lane)
             self._metrics.tasks_republished.add(len(due.ids))

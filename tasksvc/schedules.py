@@ -11,6 +11,7 @@ from tasksvc.domain import cron
 from tasksvc.domain.errors import ContentRefused, ScheduleNotFound, TooManySchedules
 from tasksvc.domain.schedule import Missed, Schedule, ScheduleOrder, Tick
 from tasksvc.domain.task import Options
+from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
 from tasksvc.store.schedule_store import ScheduleStore
 
@@ -29,9 +30,10 @@ class ScheduleService:
     Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
     """
 
-    def __init__(self, store: ScheduleStore, tasks: TaskService) -> None:
+    def __init__(self, store: ScheduleStore, tasks: TaskService, metrics: Metrics) -> None:
         self._store = store
         self._tasks = tasks
+        self._runs = metrics.schedule_runs
         self.on_put: Callable[[], object] = lambda: None
         """Told that a schedule may be due earlier than was known."""
 
@@ -76,7 +78,9 @@ class ScheduleService:
             return 0, None
         ticks = [tick for each in due.schedules if (tick := self._tick(each, due.now)) is not None]
         went_on = await self._run(ticks) if ticks else []
-        made = {id for _, id in went_on}
+        made = {id for _, id in went_on if id is not None}
+        self._runs["made"].add(len(made))
+        self._runs["skipped"].add(len(went_on) - len(made))
         self._tasks.publish_soon(
             tick.task for tick in ticks if tick.task is not None and tick.task.id in made
         )

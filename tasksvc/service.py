@@ -19,7 +19,7 @@ from uuid import UUID
 import structlog
 import uuid_utils
 
-from tasksvc.domain.attempt import Attempt
+from tasksvc.domain.attempt import Attempt, AttemptOutcome
 from tasksvc.domain.errors import (
     KeyReused,
     LeaseLost,
@@ -77,6 +77,12 @@ _KINDS_SECONDS = 1.0
 
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
+
+_AFTER_FAILURE = {
+    Status.PENDING: AttemptOutcome.RETRIED,
+    Status.FAILED: AttemptOutcome.FAILED,
+}
+"""What a failed run is called, by what became of its task."""
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
@@ -149,6 +155,11 @@ class TaskService:
         self._store = store
         self._stream = stream
         self._metrics = metrics
+        self._attempts_failed = {
+            (kind, status): metrics.attempts_failed(kind, then)
+            for kind in self._kinds
+            for status, then in _AFTER_FAILURE.items()
+        }
         self._max_attempts = max_attempts
         self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
         self._lease_seconds = lease_seconds
@@ -728,6 +739,7 @@ class TaskService:
             self._metrics.task_processing_successes.add()
         elif finish.outcome.is_charged:
             self._metrics.task_processing_fails.add()
+            self._attempts_failed[finish.kind, finish.outcome.status].add()
 
     def _stop_handlers(self, canceled: list[Canceled]) -> None:
         running = [each for each in canceled if each.worker_id is not None]

@@ -101,7 +101,11 @@ class Consumer:
 
     async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
         """Writes what the runs came to, and frees their places."""
-        finishes = [Finish(run.claim.id, run.claim.attempt, out) for run, out in ended if out]
+        finishes = [
+            Finish(run.claim.id, run.claim.attempt, out, run.claim.kind)
+            for run, out in ended
+            if out
+        ]
         if finishes:
             await self._service.finish(finishes)
         for run, outcome in ended:

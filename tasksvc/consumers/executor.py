@@ -40,7 +40,7 @@ class Executor:
         self._kinds = kinds
         self._retry = retry
         self._max_result_bytes = max_result_bytes
-        self._observe = metrics.task_processing_duration
+        self._observe = {kind: metrics.attempt_seconds(kind) for kind in kinds}
 
     async def execute(self, run: Run) -> Outcome | None:
         """What the run came to; None when the task is no longer this worker's.
@@ -61,7 +61,7 @@ class Executor:
         else:
             return COMPLETED if result is None else self._completed(result, run)
         finally:
-            self._observe(time.perf_counter() - started)
+            self._observe[run.claim.kind](time.perf_counter() - started)
 
     def _completed(self, result: Any, run: Run) -> Outcome:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tasksvc.domain.task import Status
+from tasksvc.domain.task import DEFAULT_KIND, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +52,4 @@ class Finish(NamedTuple):
     id: str
     attempt: int
     outcome: Outcome
+    kind: str = DEFAULT_KIND

@@ -30,7 +30,12 @@ TYPES = {
     "task_processing_success_count": COUNTER,
     "task_processing_fail_count": COUNTER,
     "tasksvc_task_wait_seconds": HISTOGRAM,
+    "tasksvc_attempt_seconds": HISTOGRAM,
+    "tasksvc_attempts_failed_total": COUNTER,
+    "tasksvc_tasks_expired_total": COUNTER,
+    "tasksvc_schedule_runs_total": COUNTER,
     "tasksvc_oldest_pending_age_seconds": GAUGE,
+    "tasksvc_queues_paused": GAUGE,
     "tasksvc_tasks_republished_total": COUNTER,
     "tasksvc_tasks_rescued_total": COUNTER,
     "tasksvc_results_fenced_total": COUNTER,
@@ -61,6 +66,7 @@ LABELS = {
         "/tasks/cancel",
         "/tasks/retry",
         "/task/{task_id}",
+        "/task/{task_id}/attempts",
         "/task/{task_id}/cancel",
         "/queues",
         "/queues/{name}",
@@ -79,6 +85,9 @@ LABELS = {
         *("200", "201", "204", "400", "404", "405", "408", "409", "413", "415", "417", "422"),
         *("500", "503"),
     },
+    "kind": {"default"},
+    "then": {"retried", "failed"},
+    "outcome": {"made", "skipped"},
     "group": {"create", "get", "cancel", "claim", "finish", "progress", "special"},
 }
 """Every value that a label may have, but for `le` and `version`."""
@@ -261,6 +270,41 @@ async def test_processing_is_counted_and_timed(start_service: Start) -> None:
     assert service.metric('task_processing_duration_bucket{le="0.05"}') == 0
     assert service.metric('tasksvc_task_wait_seconds_count{priority="normal"}') == 5
     assert service.metric("tasksvc_running") == 0
+
+
+async def test_failures_are_counted_by_kind(start_service: Start) -> None:
+    service = start_service(TASKSVC_HANDLERS="tests.handlers.shop")
+    failed = 'tasksvc_attempts_failed_total{kind="%s",then="%s"}'
+    assert service.metric(failed % ("fail", "retried")) == 0  # it is there before the first
+
+    ids = [service.create(content, kind="fail")["id"] for content in ("retry", "permanent")]
+    await eventually(lambda: service.statuses(ids) == {"failed"})
+
+    await eventually(lambda: service.metric(failed % ("fail", "failed")) == 2)
+    assert service.metric(failed % ("fail", "retried")) == 1
+    assert service.metric(failed % ("greet", "failed")) == 0
+    assert service.metric("task_processing_fail_count") == 3
+    assert service.metric('tasksvc_attempt_seconds_count{kind="fail"}') == 3
+    assert service.metric('tasksvc_attempt_seconds_count{kind="greet"}') == 0
+
+
+async def test_task_that_expires_is_counted(start_service: Start) -> None:
+    service = start_service()
+
+    id = service.create(delay_seconds=3600, expires_at="2020-01-01T00:00:00Z")["id"]
+
+    await eventually(lambda: service.task(id)["status"] == "failed")
+    await eventually(lambda: service.metric("tasksvc_tasks_expired_total") == 1)
+
+
+async def test_paused_queues_are_gauged(start_service: Start) -> None:
+    service = start_service()
+    service.create(queue="reports")
+    assert service.metric("tasksvc_queues_paused") == 0
+
+    assert service.request("POST", "/queues/reports/pause")[0] == 200
+
+    assert service.metric("tasksvc_queues_paused") == 1
 
 
 async def test_running_and_waiting_tasks_are_gauged(start_service: Start) -> None:

@@ -23,6 +23,7 @@ from tasksvc.domain.errors import (
 )
 from tasksvc.domain.schedule import Missed, ScheduleOrder, Tick
 from tasksvc.domain.task import Status
+from tasksvc.metrics import Metrics
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.store.database import Database
@@ -38,14 +39,14 @@ MADE = "SELECT schedule, scheduled_for FROM task ORDER BY schedule, scheduled_fo
 
 @pytest.fixture
 async def make_schedules(
-    database_url: str, make_task_service: Callable[..., TaskService]
+    database_url: str, make_task_service: Callable[..., TaskService], metrics: Metrics
 ) -> AsyncIterator[Make]:
     """Makes services of schedules, each with connections of its own, as processes have."""
     stores = []
 
     def make() -> ScheduleService:
         stores.append(ScheduleStore(Database(database_url)))
-        return ScheduleService(stores[-1], make_task_service())
+        return ScheduleService(stores[-1], make_task_service(), metrics)
 
     yield make
     for store in stores:
@@ -249,7 +250,7 @@ async def test_schedule_that_is_not_due_waits(
 
 @pytest.mark.parametrize("missed", Missed)
 async def test_moment_that_was_missed(
-    schedules: ScheduleService, database_url: str, missed: Missed
+    schedules: ScheduleService, database_url: str, metrics: Metrics, missed: Missed
 ) -> None:
     await schedules.put("a", order(missed=missed))
     due = make_due(database_url, 3 * 86400)
@@ -261,6 +262,9 @@ async def test_moment_that_was_missed(
     assert after.next_run_at is not None
     assert after.next_run_at > due + timedelta(days=3)
     assert (after.last_run_at is None) is (missed is Missed.SKIP)
+    counted = {outcome: count.value for outcome, count in metrics.schedule_runs.items()}
+    is_made = missed is Missed.LAST
+    assert counted == {"made": int(is_made), "skipped": int(not is_made)}
 
 
 @pytest.mark.parametrize("missed", Missed)

@@ -10,9 +10,11 @@ import pytest
 from tasksvc.domain.task import Status
 from tasksvc.metrics import Metrics
 
+LABEL = r'[a-z_]+="([^"\\\n]|\\["\\])*"'
+
 LINE = re.compile(
     r"# (HELP|TYPE) [a-z_]+ .+"
-    r'|[a-z_]+(\{[a-z_]+="[^"\\\n]*"(,[a-z_]+="[^"\\\n]*")*\})? (\d|\.|e[+-]|\+Inf|NaN|-)+'
+    rf"|[a-z_]+(\{{{LABEL}(,{LABEL})*\}})? (\d|\.|e[+-]|\+Inf|NaN|-)+"
 )
 
 
@@ -33,6 +35,8 @@ def has(metrics: Metrics, name: str) -> bool:
 def test_every_line_can_be_read(metrics: Metrics) -> None:
     metrics.observe_request("/task", "POST", 201, 0.01)
     metrics.group_size("create")(3)
+    metrics.attempt_seconds('say "\\"')(0.1)
+    metrics.attempts_failed('say "\\"', "failed").add()
     metrics.set_store((dict.fromkeys(Status, 1), 0.5, 0))
     metrics.set_stream((1, 2))
 
@@ -72,8 +76,9 @@ def test_count_begins_at_zero_and_adds(metrics: Metrics) -> None:
 
 
 def test_histogram_is_cumulative_and_ends_with_all(metrics: Metrics) -> None:
+    observe = metrics.attempt_seconds("default")
     for seconds in (0.0005, 0.003, 0.003, 7, 1000):
-        metrics.task_processing_duration(seconds)
+        observe(seconds)
 
     buckets = [
         (float(match[1]), float(match[2]))
@@ -89,6 +94,29 @@ def test_histogram_is_cumulative_and_ends_with_all(metrics: Metrics) -> None:
     assert buckets[-1] == (math.inf, 5)
     assert value(metrics, "task_processing_duration_count") == 5
     assert value(metrics, "task_processing_duration_sum") == pytest.approx(1007.0065)
+
+
+def test_duration_of_all_kinds_is_the_sum(metrics: Metrics) -> None:
+    first, second = metrics.attempt_seconds("first"), metrics.attempt_seconds("second")
+    first(0.002)
+    second(2)
+    second(3)
+
+    for _ in range(2):  # a scrape changes nothing
+        assert value(metrics, 'tasksvc_attempt_seconds_count{kind="first"}') == 1
+        assert value(metrics, 'tasksvc_attempt_seconds_sum{kind="second"}') == 5
+        assert value(metrics, "task_processing_duration_count") == 3
+        assert value(metrics, "task_processing_duration_sum") == pytest.approx(5.002)
+        assert value(metrics, 'task_processing_duration_bucket{le="2.5"}') == 2
+
+
+def test_count_has_a_series_for_each_of_its_labels(metrics: Metrics) -> None:
+    metrics.attempts_failed("a", "retried").add(2)
+    metrics.attempts_failed("a", "failed")
+
+    name = "tasksvc_attempts_failed_total"
+    assert value(metrics, f'{name}{{kind="a",then="retried"}}') == 2
+    assert value(metrics, f'{name}{{kind="a",then="failed"}}') == 0
 
 
 def test_histogram_without_a_value_is_there(metrics: Metrics) -> None:
