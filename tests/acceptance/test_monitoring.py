@@ -127,7 +127,7 @@ def make_traffic(service: ServiceProcess) -> None:
     service.task(task)
     for _ in range(2):  # the second time at the latest it is too late
         assert service.request("PATCH", f"/task/{task}/cancel")[0] in (200, 400)
-    service.create()
+    service.create(priority="high")
     json_headers = {"Content-Type": "application/json"}
     assert service.request("POST", "/task", b"{}", json_headers)[0] == 422
     assert service.get("/health")[0] == 200
