@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -50,6 +51,15 @@ def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+def write_python_of_the_readme(folder: Path) -> None:
+    """Each block as the file that its first line names."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", readme, re.DOTALL):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
 
 
 class ServiceProcess(testing.ServiceProcess):

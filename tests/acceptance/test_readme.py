@@ -17,17 +17,9 @@ import pytest
 from tasksvc.settings import Settings
 from tasksvc.testing.process import clean_environment
 from tasksvc.web import routes
-from tests.harness import ROOT, ServiceProcess, eventually
+from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
 README = (ROOT / "README.md").read_text("utf-8")
-
-
-def write_python_of_the_readme(folder: Path) -> None:
-    """Each block as the file that its first line names."""
-    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(code)
 
 
 def test_first_task_goes_as_it_is_shown(start_service: Callable[..., ServiceProcess]) -> None:
