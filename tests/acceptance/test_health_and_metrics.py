@@ -66,7 +66,6 @@ LABELS = {
         "/tasks/cancel",
         "/tasks/retry",
         "/task/{task_id}",
-        "/task/{task_id}/attempts",
         "/task/{task_id}/cancel",
         "/queues",
         "/queues/{name}",
