@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import StartServant
-from tests.faults.servant import DIED
+from tests.faults.handlers import DIED
 from tests.harness import ServiceProcess, eventually, query
 
 pytestmark = pytest.mark.slow
