@@ -20,16 +20,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import aiohttp
 import click
 
 from tests.faults import nemesis
-from tests.faults.checker import Evidence, Operation, Recovery, Sample, check, story
+from tests.faults.checker import check
+from tests.faults.client import Client, OnceKeys
 from tests.faults.evidence import drain, gather, sample
+from tests.faults.history import Evidence, Operation, Recovery, Sample, clocks_jumped, story
 from tests.faults.world import Clocks, World
 
 CLIENTS = 8
-REQUEST_SECONDS = 5.0
+_SCHEDULES = 3
+"""Each is due every minute."""
 RECOVERY_SECONDS = 20.0
 """A probe is given up after so long."""
 
@@ -45,88 +47,6 @@ class Plan:
     clients: int = CLIENTS
     quiet_seconds: float = 2.0
     """The least and about the usual pause between two faults."""
-
-
-class Client:
-    """Creates, reads and cancels at some service, and writes down what it saw."""
-
-    def __init__(
-        self, number: int, urls: list[str], seed: int, operations: list[Operation]
-    ) -> None:
-        self._number = number
-        self._urls = urls
-        self._random = random.Random(f"{seed}-{number}")
-        self._operations = operations
-        self._said: list[str] = []
-        self._known: list[str] = []
-        self._keys = itertools.count()
-
-    @property
-    def said(self) -> list[str]:
-        """The bodies of answers that were not a task."""
-        return self._said
-
-    async def run(self, is_over: Callable[[], bool]) -> None:
-        timeout = aiohttp.ClientTimeout(REQUEST_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            while not is_over():
-                await self._act(session)
-                await asyncio.sleep(self._random.uniform(0, 0.1))
-
-    async def _act(self, session: aiohttp.ClientSession) -> None:
-        verb = self._random.choices(["create", "get", "cancel"], [5, 4, 2])[0]
-        if not self._known:
-            verb = "create"
-        url = self._random.choice(self._urls)
-        if verb == "create":
-            key = f"{self._number}-{next(self._keys)}"
-            content = json.dumps({"key": key, **self._orders()})
-            body = json.dumps({"content": content}).encode()
-            await self._request(session, "POST", f"{url}/task", verb, key, None, body)
-        else:
-            id = self._random.choice(self._known[-30:])
-            path = f"{url}/task/{id}" + ("/cancel" if verb == "cancel" else "")
-            await self._request(session, "GET" if verb == "get" else "PATCH", path, verb, "", id)
-
-    def _orders(self) -> dict[str, object]:
-        """What the task is to do: mostly quick, some slow, some raise once or twice."""
-        orders: dict[str, object] = {
-            "seconds": self._random.choice([0, 0, 0.02, 0.1, 0.5, 1.5]),
-            "then_seconds": self._random.choice([0, 0.2, 1]),
-        }
-        if self._random.random() < 0.1:
-            orders |= {"raises": "told to", "until": self._random.randint(2, 3)}
-        return orders
-
-    async def _request(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        url: str,
-        verb: str,
-        key: str,
-        id: str | None,
-        body: bytes | None = None,
-    ) -> None:
-        started = time.time()
-        code = status = None
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with session.request(method, url, data=body, headers=headers) as answer:
-                text = await answer.text()
-                code = answer.status
-            if code in (200, 201):
-                task = json.loads(text)
-                id, status = task["id"], task["status"]
-            else:
-                self._said.append(text)
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            code = status = None  # nobody knows whether it took effect
-        if code == 201 and id is not None:
-            self._known.append(id)
-        self._operations.append(
-            Operation(self._number, verb, key, id, started, time.time(), code, status)
-        )
 
 
 class Run:
@@ -146,11 +66,15 @@ class Run:
     def go(self) -> Evidence:
         """What there is to check, after all is healed and drained."""
         urls = [service.url for service in self._world.services]
+        once_keys = OnceKeys(self._plan.seed)
         clients = [
-            Client(number, urls, self._plan.seed, self._operations)
+            Client(number, urls, self._plan.seed, once_keys, self._operations)
             for number in range(1, self._plan.clients + 1)
         ]
         over = threading.Event()
+        for number in range(_SCHEDULES):
+            schedule = {"cron": "* * * * *", "task": {"content": "{}"}}
+            self._world.put(f"/schedules/{number}", schedule)
 
         async def load() -> None:
             await asyncio.gather(*(client.run(over.is_set) for client in clients))
@@ -172,7 +96,7 @@ class Run:
             samples=self._samples,
             recoveries=self._recoveries,
             answers="\n".join(text for client in clients for text in client.said),
-            clock_jumped=any(name.startswith("clock.") for name in self._injected),
+            clocks_jumped=clocks_jumped(self._injected),
         )
 
     def _break_things(self) -> None:
@@ -247,7 +171,7 @@ def keep(evidence: Evidence, folder: Path) -> Path:
     """Writes all of it down, for whoever has to find out why."""
     path = folder / "evidence.jsonl"
     with path.open("w") as file:
-        for kind in ("operations", "events", "lapses", "effects", "rows"):
+        for kind in ("operations", "events", "lapses", "effects", "rows", "attempts"):
             for each in getattr(evidence, kind):
                 file.write(json.dumps({"kind": kind, **asdict(each)}) + "\n")
     return path

@@ -2,177 +2,42 @@
 
 In the manner of Jepsen's checkers: what the clients saw (an answer that never came is an unknown
 outcome, not a failure), what the database went through, what the handlers did, and what is left.
-It is pure, and itself tested by mutants of the service (`test_mutants.py`).
+It is pure, and itself tested by mutants of the service (`test_mutants.py`). Here is what holds for
+every task; what its options promise is in `option_invariants.py`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections import Counter
 
-from tests.faults.audit import Event, Lapse, TaskRow
+from tests.faults import option_invariants  # noqa: F401 - adds its own
+from tests.faults.audit import FINAL, is_rescue
+from tests.faults.history import Evidence
+from tests.faults.invariant import INVARIANTS, Found, Violation, invariant
 
 RECOVERY_SECONDS = 5.0
 
-FINAL = frozenset({"completed", "failed", "canceled"})
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One request of a client. Times are `time.time()`."""
-
-    client: int
-    verb: str
-    """`create`, `get` or `cancel`."""
-    key: str
-    """What the client put into the task's content; unique for each create."""
-    id: str | None
-    started: float
-    ended: float
-    code: int | None
-    """The answer's status; None when none came: then the outcome is unknown."""
-    status: str | None = None
-    """The task's status in the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a handler did: `start`, `end` (it returned) or `stop` (it raised)."""
-
-    event: str
-    id: str
-    attempt: int
-    pid: int
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One look while nothing was broken yet: processing tasks, and those with an entry in hand."""
-
-    processing: frozenset[str]
-    in_hand: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """From the end of a fault until a task was created and completed."""
-
-    fault: str
-    seconds: float
-
-
-@dataclass
-class Evidence:
-    """All that is known about a run."""
-
-    operations: list[Operation] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    lapses: list[Lapse] = field(default_factory=list)
-    effects: list[Effect] = field(default_factory=list)
-    rows: list[TaskRow] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    recoveries: list[Recovery] = field(default_factory=list)
-    stream_depth: int = 0
-    stream_pending: int = 0
-    consumers: int = 0
-    expected_consumers: int = 0
-    counted: dict[str, int] | None = None
-    """`task_status` as a service told it at the end."""
-    answers: str = ""
-    """Every answer's body that was not a task."""
-    logs: str = ""
-    secrets: tuple[str, ...] = ()
-    """What must never be said."""
-    clock_jumped: bool = False
-    """A clock was moved: then times of different processes say nothing."""
-
-    @cached_property
-    def row(self) -> dict[str, TaskRow]:
-        return {row.id: row for row in self.rows}
-
-    @cached_property
-    def by_task(self) -> dict[str, list[Event]]:
-        found: dict[str, list[Event]] = defaultdict(list)
-        for event in self.events:
-            found[event.id].append(event)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    invariant: str
-    id: str | None
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.invariant}: {self.id or ''} {self.text}"
-
-
-Invariant = Callable[[Evidence], Iterable[Violation]]
-
-_INVARIANTS: list[Invariant] = []
+_CREATES = ("create", "create_many", "retry")
 
 
 def check(evidence: Evidence) -> list[Violation]:
     """Every violation of every invariant; none is a good run."""
-    return [violation for invariant in _INVARIANTS for violation in invariant(evidence)]
+    return [violation for invariant in INVARIANTS for violation in invariant(evidence)]
 
 
-def story(evidence: Evidence, id: str) -> list[str]:
-    """All that is known about one task, in the order of time: the shortest history of it."""
-    lines = [
-        (o.started, f"client {o.client}: {o.verb} …") for o in evidence.operations if o.id == id
-    ]
-    lines += [
-        (o.ended, f"client {o.client}: {o.verb} -> {o.code} {o.status or ''}")
-        for o in evidence.operations
-        if o.id == id
-    ]
-    lines += [
-        (
-            e.at,
-            f"database: {e.was} ({e.was_attempt}) -> {e.status} ({e.attempt}), failures "
-            f"{e.failures}, holder {e.was_worker_id} -> {e.worker_id} {e.error_type or ''}",
-        )
-        for e in evidence.by_task.get(id, [])
-    ]
-    lines += [
-        (e.at, f"handler in {e.pid}: {e.event} of attempt {e.attempt}")
-        for e in evidence.effects
-        if e.id == id
-    ]
-    return [f"{at:.6f}  {text}" for at, text in sorted(lines)]
-
-
-def _invariant(function: Callable[[Evidence], Iterator[tuple[str | None, str]]]) -> Invariant:
-    def invariant(evidence: Evidence) -> Iterator[Violation]:
-        for id, text in function(evidence):
-            yield Violation(function.__name__, id, text)
-
-    _INVARIANTS.append(invariant)
-    return invariant
-
-
-Found = Iterator[tuple[str | None, str]]
-
-
-@_invariant
+@invariant
 def acknowledged_is_kept(evidence: Evidence) -> Found:
     """I1: what was answered with 201 is in the table, and is never again not found."""
     for operation in evidence.operations:
-        if operation.verb == "create" and operation.code == 201:
-            if operation.id not in evidence.row:
-                yield operation.id, "was answered with 201 and is gone"
-        elif operation.code == 404:
+        if operation.verb in _CREATES and operation.code in (200, 201):
+            for id in operation.ids or [operation.id]:
+                if id not in evidence.row:
+                    yield id, f"was answered with {operation.code} and is gone"
+        if operation.code == 404:
             yield operation.id, f"{operation.verb} answered 404"
 
 
-@_invariant
+@invariant
 def every_task_ends(evidence: Evidence) -> Found:
     """I2: after all is healed and drained, every task is final."""
     for row in evidence.rows:
@@ -180,7 +45,7 @@ def every_task_ends(evidence: Evidence) -> Found:
             yield row.id, f"is still {row.status}"
 
 
-@_invariant
+@invariant
 def final_once(evidence: Evidence) -> Found:
     """I3, I5: one final transition; nothing follows it; every step goes up in rank."""
     for id, events in evidence.by_task.items():
@@ -208,7 +73,7 @@ def _rank(status: str, attempt: int) -> float:
     return 2 * attempt + (1 if status == "pending" else 0)
 
 
-@_invariant
+@invariant
 def final_is_seen_as_final(evidence: Evidence) -> Found:
     """I4: once a client saw a final status, every later request sees the same."""
     seen: dict[str, tuple[float, str]] = {}
@@ -225,7 +90,7 @@ def final_is_seen_as_final(evidence: Evidence) -> Found:
             yield id, f"was seen as {status} and is {evidence.row[id].status}"
 
 
-@_invariant
+@invariant
 def result_is_of_the_current_attempt(evidence: Evidence) -> Found:
     """I6: what is recorded was done by the attempt that the row names, before it was recorded."""
     ends = {(e.id, e.attempt): e.at for e in evidence.effects if e.event == "end"}
@@ -234,11 +99,11 @@ def result_is_of_the_current_attempt(evidence: Evidence) -> Found:
             ended = ends.get((event.id, event.attempt))
             if ended is None:
                 yield event.id, f"completed as attempt {event.attempt}, which never ended"
-            elif ended > event.at and not evidence.clock_jumped:
+            elif ended > event.at and not evidence.clocks_jumped & {"service", "postgres"}:
                 yield event.id, f"completed before attempt {event.attempt} ended"
 
 
-@_invariant
+@invariant
 def attempt_starts_once(evidence: Evidence) -> Found:
     """I7: no attempt runs twice, and each has a claim."""
     starts = Counter((e.id, e.attempt) for e in evidence.effects if e.event == "start")
@@ -250,28 +115,33 @@ def attempt_starts_once(evidence: Evidence) -> Found:
             yield id, f"attempt {attempt} started without a claim"
 
 
-@_invariant
+@invariant
 def holder_keeps_its_tasks(evidence: Evidence) -> Found:
     """A task is taken only from a worker whose lease has run out."""
     # A worker that leaves retires itself before its lease runs out; nobody rescues from it.
+    jumped = "postgres" in evidence.clocks_jumped
     lapsed = {
-        lapse.id: lapse
-        for lapse in evidence.lapses
-        if lapse.at >= lapse.expires_at or evidence.clock_jumped
+        lapse.id: lapse for lapse in evidence.lapses if lapse.at >= lapse.expires_at or jumped
     }
     for event in evidence.events:
-        if _is_rescue(event):
+        if is_rescue(event):
             lapse = lapsed.get(event.was_worker_id or "")
-            if lapse is None or (lapse.at > event.at and not evidence.clock_jumped):
+            if lapse is None or (lapse.at > event.at and not jumped):
                 yield event.id, f"was taken from {event.was_worker_id}, which had not lapsed"
 
 
-@_invariant
+@invariant
 def canceled_stays_canceled(evidence: Evidence) -> Found:
     """I8, I9: after 200 to a cancel the task is canceled; only one cancel gets it."""
-    gotten = Counter(o.id for o in evidence.operations if o.verb == "cancel" and o.code == 200)
+    gotten = Counter(
+        id
+        for operation in evidence.operations
+        if operation.verb in ("cancel", "cancel_many") and operation.code == 200
+        for id in operation.ids or [operation.id]
+        if id is not None
+    )
     for id, count in gotten.items():
-        if id is not None and evidence.row[id].status != "canceled":
+        if evidence.row[id].status != "canceled":
             yield id, f"was canceled and is {evidence.row[id].status}"
         if count > 1:
             yield id, f"was canceled {count} times"
@@ -281,43 +151,7 @@ def canceled_stays_canceled(evidence: Evidence) -> Found:
             yield operation.id, "was said to be final, and is not"
 
 
-@_invariant
-def attempts_are_bounded(evidence: Evidence) -> Found:
-    """I10: failures stay within max_attempts; each claim is paid for by what ended the last."""
-    for id, events in evidence.by_task.items():
-        row = evidence.row[id]
-        if row.failures > row.max_attempts:
-            yield id, f"failed {row.failures} times of {row.max_attempts}"
-        if row.status == "failed" and row.failures != row.max_attempts:
-            yield id, f"failed for good after {row.failures} of {row.max_attempts}"
-        dead = sum(map(_is_rescue, events))
-        if dead > row.failures:
-            yield id, f"lost its worker {dead} times and was charged {row.failures}"
-
-
-@_invariant
-def a_key_is_one_task(evidence: Evidence) -> Found:
-    """I12: a create makes one row at most, and none when it was refused."""
-    keys = Counter(_key(row.content) for row in evidence.rows)
-    for key, count in keys.items():
-        if count > 1:
-            yield None, f"create {key} made {count} rows"
-    for operation in evidence.operations:
-        refused = operation.code is not None and 400 <= operation.code < 500
-        if operation.verb == "create" and refused and operation.key in keys:
-            yield None, f"create {operation.key} was refused with {operation.code} and made a row"
-
-
-@_invariant
-def nothing_starts_early(evidence: Evidence) -> Found:
-    """I18: no claim before the task is due, by the database's clock."""
-    for event in evidence.events:
-        early = event.status == "processing" and (event.was_due_at or 0) > event.at
-        if early and not evidence.clock_jumped:
-            yield event.id, f"was claimed {event.was_due_at - event.at:.3f} s early"
-
-
-@_invariant
+@invariant
 def finished_before_acknowledged(evidence: Evidence) -> Found:
     """While nothing is broken, every task that is being processed has its entry in hand."""
     for sample in evidence.samples:
@@ -325,7 +159,7 @@ def finished_before_acknowledged(evidence: Evidence) -> Found:
             yield id, "was acknowledged before it was finished"
 
 
-@_invariant
+@invariant
 def stream_is_empty_at_the_end(evidence: Evidence) -> Found:
     """I13: nothing is left in the stream, in hand, or of consumers that are gone."""
     if evidence.stream_depth:
@@ -336,7 +170,7 @@ def stream_is_empty_at_the_end(evidence: Evidence) -> Found:
         yield None, f"{evidence.consumers} consumers for {evidence.expected_consumers}"
 
 
-@_invariant
+@invariant
 def statuses_are_counted_right(evidence: Evidence) -> Found:
     """I14: `task_status` is what the table holds."""
     if evidence.counted is not None:
@@ -346,7 +180,7 @@ def statuses_are_counted_right(evidence: Evidence) -> Found:
             yield None, f"told {told}, holds {dict(held)}"
 
 
-@_invariant
+@invariant
 def recovery_is_fast(evidence: Evidence) -> Found:
     """After the end of any single fault the service creates and processes again."""
     for recovery in evidence.recoveries:
@@ -354,13 +188,18 @@ def recovery_is_fast(evidence: Evidence) -> Found:
             yield None, f"took {recovery.seconds:.1f} s after {recovery.fault}"
 
 
-@_invariant
+@invariant
 def answers_are_ours(evidence: Evidence) -> Found:
     """I17, I20: nothing but our answers, and nothing in them that must not be said."""
     allowed = {
-        "create": {201, 503, None},
+        "create": {200, 201, 503, None},
+        "create_many": {201, 503, None},
         "get": {200, 404, 503, None},
+        "attempts": {200, 404, 503, None},
         "cancel": {200, 400, 404, 503, None},
+        "cancel_many": {200, 503, None},
+        "retry": {201, 400, 404, 409, 503, None},
+        "retry_many": {200, 503, None},
     }
     for operation in evidence.operations:
         if operation.code not in allowed[operation.verb]:
@@ -380,12 +219,3 @@ _INSIDES = ("Traceback", "psycopg2", "asyncio", *_SQL)
 def _around(word: str, text: str) -> str:
     at = text.index(word)
     return text[max(0, at - 60) : at + 60]
-
-
-def _is_rescue(event: Event) -> bool:
-    went_back = event.was == "processing" and event.status in ("pending", "failed")
-    return went_back and event.error_type == "WorkerLost"
-
-
-def _key(content: str) -> Any:
-    return json.loads(content).get("key")

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from tests.faults import audit
-from tests.faults.checker import Effect, Evidence, Sample
+from tests.faults.history import Effect, Evidence, Sample
 from tests.faults.world import CANARY, WORKERS, World
 from tests.harness import query
 
@@ -25,16 +25,14 @@ def sample(world: World, seconds: float) -> list[Sample]:
         while time.monotonic() < deadline:
             before = _processing(world)
             try:
-                entries = client.xpending_range(world.redis_key, "tasksvc", "-", "+", 10_000)
-                fields = dict(client.xrange(world.redis_key))
+                in_hand = {
+                    id for stream in world.streams(client) for id in _in_hand(client, stream)
+                }
             except redis.ResponseError:
                 continue
-            in_hand = {fields.get(entry["message_id"], {}).get("id") for entry in entries}
             # What is in both looks was being processed at the moment between them.
             processing = before & _processing(world)
-            samples.append(
-                Sample(frozenset(id for id, _ in processing), frozenset(filter(None, in_hand)))
-            )
+            samples.append(Sample(frozenset(id for id, _ in processing), frozenset(in_hand)))
     return samples
 
 
@@ -60,15 +58,18 @@ def gather(world: World, **seen: Any) -> Evidence:
     effects = world.effects_path.read_text().splitlines() if world.effects_path.exists() else []
     depth, pending = _stream(world)
     with world.redis_client() as client:
-        consumers = len(client.xinfo_consumers(world.redis_key, "tasksvc"))
+        groups = [client.xinfo_consumers(each, "tasksvc") for each in world.streams(client)]
     return Evidence(
         events=audit.events(url),
         lapses=audit.lapses(url),
         effects=[Effect(**json.loads(line)) for line in effects],
         rows=audit.rows(url),
+        attempts=audit.attempts(url),
+        limits=audit.limits(url),
+        overdue=audit.overdue(url),
         stream_depth=depth,
         stream_pending=pending,
-        consumers=consumers,
+        consumers=max(map(len, groups)),
         expected_consumers=len(world.services) * WORKERS,
         counted=_counted(world),
         logs=world.logs(),
@@ -82,14 +83,26 @@ def _processing(world: World) -> set[tuple[str, int]]:
     return {(id, attempt) for id, attempt in query(world.database_url, statement)}
 
 
+def _in_hand(client: redis.Redis, stream: str) -> set[str]:
+    """The tasks of this lane that consumers were given and have not acknowledged."""
+    entries = client.xpending_range(stream, "tasksvc", "-", "+", 10_000)
+    fields = dict(client.xrange(stream))
+    ids = (fields.get(entry["message_id"], {}).get("id") for entry in entries)
+    return {id for id in ids if id is not None}
+
+
 def _stream(world: World) -> tuple[int, int]:
-    """Entries in the stream, and in hand; negative when there is no group."""
+    """Entries in all lanes, and in hand; negative when a group is missing."""
+    depth = pending = 0
     with world.redis_client() as client:
+        streams = world.streams(client)
         try:
-            pending = client.xpending(world.redis_key, "tasksvc")["pending"]
+            for stream in streams:
+                pending += client.xpending(stream, "tasksvc")["pending"]
+                depth += client.xlen(stream)
         except redis.ResponseError:
             return -1, -1
-        return client.xlen(world.redis_key), pending
+        return (depth, pending) if streams else (-1, -1)
 
 
 def _counted(world: World) -> dict[str, int]:

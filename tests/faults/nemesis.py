@@ -136,25 +136,28 @@ def flush(scene: Scene) -> None:
 @_fault("redis")
 def delete(scene: Scene) -> None:
     with _redis(scene) as client:
-        client.delete(scene.world.redis_key)
+        client.delete(*scene.world.streams(client))
 
 
 @_fault("redis")
 def destroy_group(scene: Scene) -> None:
     with _redis(scene) as client:
-        client.xgroup_destroy(scene.world.redis_key, "tasksvc")
+        for stream in scene.world.streams(client):
+            client.xgroup_destroy(stream, "tasksvc")
 
 
 @_fault("redis")
 def wrong_type(scene: Scene) -> None:
     with _redis(scene) as client:
-        client.set(scene.world.redis_key, "not a stream")
+        for stream in scene.world.streams(client):
+            client.set(stream, "not a stream")
 
 
 @_fault("redis")
 def trim(scene: Scene) -> None:
     with _redis(scene) as client:
-        client.xtrim(scene.world.redis_key, maxlen=0, approximate=False)
+        for stream in scene.world.streams(client):
+            client.xtrim(stream, maxlen=0, approximate=False)
 
 
 @_fault("redis")
@@ -170,8 +173,9 @@ def junk(scene: Scene) -> None:
 @_fault("redis")
 def duplicate(scene: Scene) -> None:
     with _redis(scene) as client:
-        for _, fields in client.xrange(scene.world.redis_key, count=50):
-            client.xadd(scene.world.redis_key, fields)
+        for stream in scene.world.streams(client):
+            for _, fields in client.xrange(stream, count=50):
+                client.xadd(stream, fields)
 
 
 @_fault("redis")

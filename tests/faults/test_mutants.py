@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Evidence, Operation, Sample, check
+from tests.faults.checker import check
 from tests.faults.evidence import drain, gather, sample
+from tests.faults.history import Evidence, Operation, Sample
 from tests.faults.mutants import MUTANTS
 from tests.faults.world import LEASE_SECONDS, World
 from tests.harness import ServiceProcess, query

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from itertools import count
 
 from tests.faults import nemesis
-from tests.faults.chaos import Client
-from tests.faults.checker import Evidence, Operation, Recovery, check, story
+from tests.faults.audit import is_rescue
+from tests.faults.checker import check
+from tests.faults.client import Client, OnceKeys
 from tests.faults.evidence import drain, gather
+from tests.faults.history import Evidence, Operation, Recovery, clocks_jumped, story
 from tests.faults.world import World
 from tests.harness import query
 
@@ -35,7 +37,7 @@ def reset(world: World) -> None:
     nemesis.heal(world)
     recovery(world)
     drain(world, lambda text: None)
-    query(world.database_url, "TRUNCATE task, task_event, worker_event")
+    query(world.database_url, "TRUNCATE task, task_event, worker_event, attempt, idempotency_key")
     world.effects_path.write_text("")
 
 
@@ -45,7 +47,8 @@ def clients(world: World, operations: list[Operation], number: int = 4) -> Itera
     urls = [service.url for service in world.services]
     seed = next(_seeds)
     over = threading.Event()
-    everybody = [Client(each, urls, seed, operations) for each in range(1, number + 1)]
+    once_keys = OnceKeys(seed)
+    everybody = [Client(each, urls, seed, once_keys, operations) for each in range(1, number + 1)]
 
     async def load() -> None:
         await asyncio.gather(*(client.run(over.is_set) for client in everybody))
@@ -76,7 +79,7 @@ def survive(world: World, fault: Callable[[nemesis.Scene], None], name: str) -> 
         world,
         operations=operations,
         recoveries=recoveries,
-        clock_jumped=name.startswith("clock."),
+        clocks_jumped=clocks_jumped([name]),
     )
     violations = check(evidence)
     assert not violations, "\n".join(map(str, violations[:10]))
@@ -113,12 +116,7 @@ def recovery(world: World, operations: list[Operation] | None = None) -> float:
 
 def charge_nobody(evidence: Evidence) -> None:
     """Fails with the story of the first task that was charged for the death of a worker."""
-    charged = [
-        event.id
-        for event in evidence.events
-        if event.was == "processing" and event.error_type == "WorkerLost"
-        if event.status != "canceled"
-    ]
+    charged = [event.id for event in evidence.events if is_rescue(event)]
     assert not charged, "\n".join(
         [*story(evidence, charged[0]), *map(str, evidence.lapses), *_outages(evidence)]
     )

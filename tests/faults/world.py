@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
 from tasksvc.testing.process import clean_environment, free_port
-from tests.faults import audit
+from tests.faults import audit, handlers
+from tests.faults.orders import NARROW_CONCURRENCY, NARROW_QUEUE
 from tests.faults.proxy import Proxy
 from tests.harness import ServiceProcess, query
 
@@ -64,6 +66,7 @@ class World:
             for service in self.services:
                 stack.callback(service.end)
                 service.start()
+            self.put(f"/queues/{NARROW_QUEUE}", {"concurrency": NARROW_CONCURRENCY})
             self._stack = stack.pop_all()
         return self
 
@@ -77,7 +80,12 @@ class World:
 
     @property
     def redis_key(self) -> str:
+        """The stream of the default lane; the others' begin with it."""
         return f"{PREFIX}:tasks"
+
+    def streams(self, client: redis.Redis) -> list[str]:
+        """The streams of all lanes."""
+        return list(client.scan_iter(f"{self.redis_key}*", count=1000, _type="stream"))
 
     @contextmanager
     def redis_client(self) -> Iterator[redis.Redis]:
@@ -86,6 +94,13 @@ class World:
             self.redis.url, decode_responses=True, socket_timeout=5, protocol=2
         ) as client:
             yield client
+
+    def put(self, path: str, document: dict[str, object]) -> None:
+        """Through the first service, while nothing is broken."""
+        code, _, body = self.services[0].request(
+            "PUT", path, json.dumps(document).encode(), {"Content-Type": "application/json"}
+        )
+        assert code in (200, 201), body
 
     def restart(self, service: ServiceProcess) -> None:
         """Starts it again if it is gone, without waiting until it is ready."""
@@ -121,6 +136,7 @@ class World:
             LOG_LEVEL="info",
             EFFECTS=self.effects_path,
             MUTANT=os.environ.get("MUTANT", ""),
+            TASKSVC_HANDLERS=handlers.__name__,
             TASK_CONSUMER_WORKERS=WORKERS,
             TASK_CONSUMER_CONCURRENCY=10,
             TASK_RETRY_BASE_SECONDS=0.2,
