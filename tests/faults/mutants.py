@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tasksvc.domain.task import Lane
+from tasksvc.domain.outcome import Outcome
+from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.task import Claim, Lane, NewTask
 from tasksvc.store import queries
+from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 
 
@@ -92,6 +95,41 @@ def uncharged_rescue() -> None:
     _replace_in_query("rescue_tasks", ("failures = failures + 1", "failures = failures"))
 
 
+def claim_early() -> None:
+    """A claim does not ask whether a task is due."""
+    _replace_in_query("claim_tasks", ("AND task.due_at <= statement_timestamp()", ""))
+
+
+def forget_keys() -> None:
+    """An Idempotency-Key is not kept with its task."""
+    original = TaskStore.insert_special_tasks
+
+    async def insert(self: TaskStore, tasks: Sequence[NewTask]) -> Any:
+        return await original(self, [task._replace(key=None) for task in tasks])
+
+    TaskStore.insert_special_tasks = insert  # type: ignore[method-assign]
+
+
+def uncounted_queue() -> None:
+    """A claim does not count what runs of a queue."""
+    _replace_in_query("claim_tasks", ("lock_queue(name)", "1000000000"))
+
+
+def endless_attempts() -> None:
+    """A handler that fails is always tried again."""
+    original = RetryPolicy.after_failure
+
+    def after_failure(self: RetryPolicy, claim: Claim, error: BaseException) -> Outcome:
+        return original(self, claim._replace(max_attempts=1000), error)
+
+    RetryPolicy.after_failure = after_failure  # type: ignore[method-assign]
+
+
+def twice_alive() -> None:
+    """A unique key is not looked for. (The index that guards it has to go as well.)"""
+    _replace_in_query("insert_special_tasks", ("ON live.unique_key = new.unique_key", "ON false"))
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -102,5 +140,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
         group_from_the_end,
         rescue_the_living,
         uncharged_rescue,
+        claim_early,
+        forget_keys,
+        uncounted_queue,
+        endless_attempts,
+        twice_alive,
     )
 }

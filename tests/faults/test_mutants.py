@@ -20,6 +20,7 @@ from tests.faults.checker import check
 from tests.faults.evidence import drain, gather, sample
 from tests.faults.history import Evidence, Operation, Sample
 from tests.faults.mutants import MUTANTS
+from tests.faults.orders import NARROW_QUEUE
 from tests.faults.world import LEASE_SECONDS, World
 from tests.harness import ServiceProcess, query
 
@@ -34,11 +35,22 @@ class Story:
         self.operations: list[Operation] = []
         self.samples: list[Sample] = []
 
-    def create(self, service: ServiceProcess, **orders: object) -> str:
-        key = str(len(self.operations))
+    def create(
+        self,
+        service: ServiceProcess,
+        options: dict[str, object] | None = None,
+        headers: dict[str, str] | None = None,
+        **orders: object,
+    ) -> str:
+        orders.setdefault("key", str(len(self.operations)))
+        body = json.dumps({"content": json.dumps(orders), **(options or {})}).encode()
         started = time.time()
-        task = service.create(json.dumps({"key": key, **orders}))
-        self._saw("create", key, task["id"], started, 201, task["status"])
+        code, _, answer = service.request(
+            "POST", "/task", body, {"Content-Type": "application/json", **(headers or {})}
+        )
+        assert code in (200, 201), answer
+        task = json.loads(answer)
+        self._saw("create", str(orders["key"]), task["id"], started, code, task["status"])
         return str(task["id"])
 
     def cancel(self, service: ServiceProcess, id: str) -> None:
@@ -120,6 +132,22 @@ def death_beside_the_living(story: Story) -> None:
     story.world.services[0].start()
 
 
+def options(story: Story) -> None:
+    """Each option is put to the test once, and nothing is broken."""
+    first, second = story.world.services
+    query(story.world.database_url, "DROP INDEX task_unique_key")
+    due = time.time() + 2
+    early = story.create(first, {"delay_seconds": 2}, not_before=due)
+    with story.world.redis_client() as client:  # whatever rings for it now
+        client.xadd(story.world.redis_key, {"id": early})
+    for service in (first, second):
+        story.create(service, {}, {"Idempotency-Key": "once"}, key="once")
+        story.create(service, {"unique_key": "one"}, seconds=1)
+    for _ in range(6):
+        story.create(first, {"queue": NARROW_QUEUE}, seconds=0.2)
+    story.create(first, {"max_attempts": 2}, raises="told to", until=4)
+
+
 SCENARIOS: dict[str, tuple[Callable[[Story], None], str]] = {
     "no_fence": (zombie, "result_is_of_the_current_attempt"),
     "no_watermark": (trimmed, "every_task_ends"),
@@ -128,6 +156,11 @@ SCENARIOS: dict[str, tuple[Callable[[Story], None], str]] = {
     "group_from_the_end": (entry_before_the_group, "stream_is_empty_at_the_end"),
     "rescue_the_living": (death_beside_the_living, "holder_keeps_its_tasks"),
     "uncharged_rescue": (death_beside_the_living, "attempts_are_bounded"),
+    "claim_early": (options, "nothing_starts_early"),
+    "forget_keys": (options, "a_key_is_one_task"),
+    "uncounted_queue": (options, "queue_keeps_its_limit"),
+    "endless_attempts": (options, "attempts_are_bounded"),
+    "twice_alive": (options, "unique_key_has_one_live_task"),
 }
 
 
