@@ -50,7 +50,7 @@ class Order:
             self._options["kind"] = PROCESS_KIND
         elif kind < 0.15:
             self._options["kind"] = THREAD_KIND
-        if chance.random() < 0.05:
+        elif kind < 0.2:  # not of a process: to start one may take as long
             self._options["timeout_seconds"] = 0.3
             self._content["then_seconds"] = 0
         return self
