@@ -197,7 +197,7 @@ async def test_asyncio_tasks_are_back_after_a_burst(
 
         await eventually(lambda: len(asyncio.all_tasks()) <= before)
         await eventually(lambda: service.held == {})
-        assert len(service._to_publish) == 0
+        assert not service._publisher._waiting
         gc.collect()
     finally:
         await runner.cleanup()

@@ -38,7 +38,17 @@ DISK_MEGABYTES = 256
 class World:
     """Everything that a run needs, in one folder."""
 
-    def __init__(self, folder: Path, services: int, *, clocks: Clocks | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        services: int,
+        *,
+        clocks: Clocks | None = None,
+        has_processes: bool = False,
+    ) -> None:
+        """With `has_processes` handlers run in threads and processes too. Those hold the machine
+        up, all the more with moved clocks, which a test of how fast something is would feel."""
+        self._has_processes = has_processes
         self.folder = folder
         self.clocks = clocks
         self.effects_path = folder / "effects.jsonl"
@@ -135,6 +145,7 @@ class World:
             PORT=free_port(),
             LOG_LEVEL="info",
             EFFECTS=self.effects_path,
+            HAS_PROCESSES=int(self._has_processes),
             MUTANT=os.environ.get("MUTANT", ""),
             TASKSVC_HANDLERS=handlers.__name__,
             TASK_CONSUMER_WORKERS=WORKERS,
