@@ -11,6 +11,7 @@ import asyncio
 import functools
 import json
 import os
+import select
 import time
 from typing import Any, Protocol
 
@@ -54,7 +55,7 @@ def obey_sync(content: str, context: SyncContext) -> None:
         while time.monotonic() < deadline:
             if context.is_canceled:
                 raise InterruptedError
-            time.sleep(0.01)
+            select.select([], [], [], 0.01)  # under libfaketime time.sleep raises EINVAL
         _raise(orders, context)
     except BaseException:
         _write("stop", context)
