@@ -443,7 +443,7 @@ class TaskService:
     async def hand_on(self, ids: Sequence[str]) -> None:
         """Those of the ids that this process can't start are told again when it is time: of kinds
         that it does not serve, or of queues that let none start."""
-        if self.worker_id is not None and await self._store.unpublish_foreign_tasks(
+        if self.worker_id is not None and await self._store.unpublish_refused_tasks(
             self.worker_id, ids
         ):
             self.on_due_in(0.0)  # a queue may have got room since

@@ -381,7 +381,7 @@ class MemoryStore(TaskStore):
             )
         return claims
 
-    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
+    async def unpublish_refused_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
         kinds = self.workers[worker_id].kinds
         foreign = [row for row in self._rows(ids) if row.queue or row.kind not in kinds]
         pending = [row.id for row in foreign if row.status is Status.PENDING]

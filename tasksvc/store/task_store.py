@@ -201,10 +201,10 @@ class TaskStore(Store):
         rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))
         return [Claim(*row) for row in rows]
 
-    async def unpublish_foreign_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
+    async def unpublish_refused_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
         """Those of kinds that the worker does not serve, or of queues; how many."""
         rows = await self._run(
-            "claim", "unpublish_foreign_tasks", worker_id=worker_id, ids=plain_array(ids)
+            "claim", "unpublish_refused_tasks", worker_id=worker_id, ids=plain_array(ids)
         )
         return len(rows)
 

@@ -209,7 +209,7 @@ RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
     extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, queue, retry_base_seconds,
     retry_max_seconds;
 
--- unpublish_foreign_tasks --
+-- unpublish_refused_tasks --
 -- pending stays pending: a worker was told of tasks of kinds that it does not serve, or of queues that let none start. The
 -- relay tells somebody when it is time.
 UPDATE task SET published_at = NULL

@@ -27,7 +27,7 @@ class Keys:
 
     @property
     def lanes(self) -> str:
-        """The set of the names of all lanes that somebody has used, beside the default one."""
+        """The set of the names of all lanes that somebody has used."""
         return f"{self.prefix}:lanes"
 
     @property

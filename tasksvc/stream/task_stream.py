@@ -40,6 +40,9 @@ Entry = tuple[str, str | None]
 
 _BATCH = 1000
 
+_START = "0"
+"""Where a group begins, never at `$`: what is in the stream already would be skipped."""
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 COMMAND_TIMEOUT_SECONDS = 1.0
@@ -280,13 +283,12 @@ class TaskStream:
         """
         async with self._answers():
             stream = self._keys.stream(lane)
-            if lane != DEFAULT_LANE:
-                await self._register(lane)
             async with self._commands.pipeline(transaction=False) as pipeline:
+                pipeline.sadd(self._keys.lanes, lane_name(lane))
                 pipeline.xlen(stream)
                 pipeline.time()
                 pipeline.xinfo_groups(stream)
-                length, (seconds, microseconds), groups = await pipeline.execute()
+                _, length, (seconds, microseconds), groups = await pipeline.execute()
             room = self._max_entries - length
             self._refuses(lane, room <= 0)
             delivered = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP), None)
@@ -347,9 +349,6 @@ class TaskStream:
     async def _streams(self) -> list[str]:
         return [self._keys.stream(lane) for lane in await self._lanes()]
 
-    async def _register(self, lane: Lane) -> None:
-        await self._commands.sadd(self._keys.lanes, lane_name(lane))
-
     async def _unsubscribe(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
@@ -360,24 +359,33 @@ class TaskStream:
         """Where one is missing."""
         if await self._commands.type(self._keys.lanes) not in ("none", "set"):
             await self._put_aside(self._keys.lanes)
-        for lane in self._own_lanes:
-            if lane != DEFAULT_LANE:
-                await self._register(lane)
-        for lane in await self._lanes():
-            await self._make_group(lane)
+        lanes = await self._lanes()
+        async with self._commands.pipeline(transaction=False) as pipeline:
+            pipeline.sadd(self._keys.lanes, *map(lane_name, lanes))
+            for lane in lanes:
+                pipeline.xgroup_create(self._keys.stream(lane), GROUP, id=_START, mkstream=True)
+            _, *answers = await pipeline.execute(raise_on_error=False)
+        for lane, answer in zip(lanes, answers, strict=True):
+            if not isinstance(answer, ResponseError):
+                self._note_made(lane)
+            elif "BUSYGROUP" not in str(answer):
+                await self._make_group(lane)
 
     async def _make_group(self, lane: Lane) -> None:
         stream = self._keys.stream(lane)
-        # From 0, never from $: what is in the stream already would be skipped.
         try:
-            await self._commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            await self._commands.xgroup_create(stream, GROUP, id=_START, mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" in str(error):
                 return
             if "WRONGTYPE" not in str(error):
                 raise
             await self._put_aside(stream)
-            await self._commands.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            await self._commands.xgroup_create(stream, GROUP, id=_START, mkstream=True)
+        self._note_made(lane)
+
+    def _note_made(self, lane: Lane) -> None:
+        stream = self._keys.stream(lane)
         log.info("The consumer group is made", action="group_made", stream=stream)
         self.lost_at[lane] = time.monotonic()
 

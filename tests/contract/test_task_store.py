@@ -440,7 +440,7 @@ class TestKinds:
         await store.insert_special_tasks([task])
         (own,) = await insert(store)
 
-        await store.unpublish_foreign_tasks(worker_id, [task.id, own])
+        await store.unpublish_refused_tasks(worker_id, [task.id, own])
 
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
         assert (await store.publish_due_tasks(ago(HOUR), 10, Lane("greet"))).ids == [task.id]

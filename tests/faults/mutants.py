@@ -7,9 +7,10 @@ from typing import Any
 
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
-from tasksvc.domain.task import Claim, Lane, NewTask
+from tasksvc.domain.task import Claim, NewTask
 from tasksvc.store import queries
 from tasksvc.store.task_store import TaskStore
+from tasksvc.stream import task_stream
 from tasksvc.stream.task_stream import TaskStream
 
 
@@ -68,21 +69,7 @@ def cancel_anything() -> None:
 
 def group_from_the_end() -> None:
     """The group starts at `$`: what was in the stream already is skipped."""
-
-    async def make_group(self: TaskStream, lane: Lane) -> None:
-        import contextlib
-        import time
-
-        from redis.exceptions import ResponseError
-
-        from tasksvc.stream.keys import GROUP
-
-        with contextlib.suppress(ResponseError):
-            stream = self._keys.stream(lane)
-            await self._commands.xgroup_create(stream, GROUP, id="$", mkstream=True)
-            self.lost_at[lane] = time.monotonic()
-
-    TaskStream._make_group = make_group  # type: ignore[method-assign]
+    task_stream._START = "$"
 
 
 def rescue_the_living() -> None:

@@ -45,10 +45,12 @@ class World:
         *,
         clocks: Clocks | None = None,
         has_processes: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         """With `has_processes` handlers run in threads and processes too. Those hold the machine
         up, all the more with moved clocks, which a test of how fast something is would feel."""
         self._has_processes = has_processes
+        self._lease_seconds = lease_seconds
         self.folder = folder
         self.clocks = clocks
         self.effects_path = folder / "effects.jsonl"
@@ -153,7 +155,7 @@ class World:
             TASK_RETRY_BASE_SECONDS=0.2,
             TASK_RETRY_MAX_SECONDS=1,
             TASK_MAX_ATTEMPTS=50,  # deaths are many here, and are not what should end a task
-            TASKSVC_LEASE_SECONDS=LEASE_SECONDS,
+            TASKSVC_LEASE_SECONDS=self._lease_seconds,
             TASKSVC_RELAY_SECONDS=0.3,
             TASKSVC_LOST_MARGIN_SECONDS=1,
             TASKSVC_GRACE_SECONDS=GRACE_SECONDS,

@@ -91,7 +91,7 @@ async def live(store: TaskStore) -> None:
     await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)
     await store.claim_tasks(worker_id, ids[:100])
-    await store.unpublish_foreign_tasks(worker_id, ids[100:150])
+    await store.unpublish_refused_tasks(worker_id, ids[100:150])
     await store.keep_progress([Progress(id, 1, 0.5, "half") for id in ids[:50]])
     await store.find_kinds()
     finishes = [Finish(id, 1, COMPLETED if id < ids[40] else RELEASED) for id in ids[:50]]

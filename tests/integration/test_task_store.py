@@ -313,7 +313,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "unpublish_tasks": ([],),
         "publish_due_tasks": (0, 1),
         "find_due_tasks": (1,),
-        "unpublish_foreign_tasks": ("w", []),
+        "unpublish_refused_tasks": ("w", []),
         "keep_progress": ([],),
         "find_kinds": (),
         "claim_tasks": ("w", []),
