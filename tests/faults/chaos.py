@@ -161,7 +161,7 @@ class Run:
 def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[Evidence, str]:
     """The evidence of one run, and a line about it."""
     clocks = Clocks(folder) if "clock" in plan.faults else None
-    with World(folder, plan.services, clocks=clocks, has_processes=True) as world:
+    with World(folder, plan.services, clocks=clocks) as world:
         run = Run(plan, world, say)
         evidence = run.go()
         return evidence, run.summary()

@@ -15,7 +15,7 @@ import select
 import time
 from typing import Any, Protocol
 
-from tasksvc import Context, Permanent, Retry, SyncContext, handler
+from tasksvc import Permanent, Retry, SyncContext, handler
 
 DIED = 137
 
@@ -63,25 +63,14 @@ def obey_sync(content: str, context: SyncContext) -> None:
     _write("end", context)
 
 
-if os.environ.get("HAS_PROCESSES") == "1":
+@handler(THREAD_KIND, max_attempts=50)
+def in_a_thread(content: str, context: SyncContext) -> None:
+    obey_sync(content, context)
 
-    @handler(THREAD_KIND, max_attempts=50)
-    def in_a_thread(content: str, context: SyncContext) -> None:
-        obey_sync(content, context)
 
-    @handler(PROCESS_KIND, max_attempts=50, run_in="process")
-    def in_a_process(content: str, context: SyncContext) -> None:
-        obey_sync(content, context)
-
-else:
-
-    @handler(THREAD_KIND, max_attempts=50)
-    async def in_no_thread(content: str, context: Context) -> None:
-        await obey(content, context)
-
-    @handler(PROCESS_KIND, max_attempts=50)
-    async def in_no_process(content: str, context: Context) -> None:
-        await obey(content, context)
+@handler(PROCESS_KIND, max_attempts=50, run_in="process")
+def in_a_process(content: str, context: SyncContext) -> None:
+    obey_sync(content, context)
 
 
 @functools.cache

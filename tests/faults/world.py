@@ -44,13 +44,7 @@ class World:
         services: int,
         *,
         clocks: Clocks | None = None,
-        has_processes: bool = False,
-        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """With `has_processes` handlers run in threads and processes too. Those hold the machine
-        up, all the more with moved clocks, which a test of how fast something is would feel."""
-        self._has_processes = has_processes
-        self._lease_seconds = lease_seconds
         self.folder = folder
         self.clocks = clocks
         self.effects_path = folder / "effects.jsonl"
@@ -147,7 +141,6 @@ class World:
             PORT=free_port(),
             LOG_LEVEL="info",
             EFFECTS=self.effects_path,
-            HAS_PROCESSES=int(self._has_processes),
             MUTANT=os.environ.get("MUTANT", ""),
             TASKSVC_HANDLERS=handlers.__name__,
             TASK_CONSUMER_WORKERS=WORKERS,
@@ -155,7 +148,7 @@ class World:
             TASK_RETRY_BASE_SECONDS=0.2,
             TASK_RETRY_MAX_SECONDS=1,
             TASK_MAX_ATTEMPTS=50,  # deaths are many here, and are not what should end a task
-            TASKSVC_LEASE_SECONDS=self._lease_seconds,
+            TASKSVC_LEASE_SECONDS=LEASE_SECONDS,
             TASKSVC_RELAY_SECONDS=0.3,
             TASKSVC_LOST_MARGIN_SECONDS=1,
             TASKSVC_GRACE_SECONDS=GRACE_SECONDS,
@@ -218,6 +211,11 @@ class Clocks:
             "FAKETIME_TIMESTAMP_FILE": str(self._path(whose)),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # To libfaketime the deadline of a wait on a condition is by the moved clock, even where
+            # it is by the monotonic one, and the wait is over at once: whoever waits for the GIL
+            # takes its mutex again and again, and the owner can't give it up, for seconds. With
+            # this every such wait takes so many milliseconds, as the interpreter's own do.
+            "FAKETIME_WAIT_MS": "5",
         }
 
     def _path(self, whose: str) -> Path:
