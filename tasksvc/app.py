@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
@@ -31,7 +32,9 @@ from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
+from tasksvc.publisher import Publisher
 from tasksvc.queues import QueueService
+from tasksvc.rescue import Rescue
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.settings import Settings
@@ -45,6 +48,7 @@ from tasksvc.web import routes
 from tasksvc.web.health import Health
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.limits import Limits
+from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +63,6 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     declared = load(settings.handlers)
     metrics = Metrics(__version__)
     database = open_database(settings)
-    store = TaskStore(database)
-    schedule_store = ScheduleStore(database)
-    queue_store = QueueStore(database)
     delivery = _delivery(settings)
     if delivery is not None and http.KIND in declared:
         raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
@@ -69,22 +70,20 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     if delivery is not None:
         attempts[http.KIND] = None
     stream = _stream(settings, attempts)
-    service = _service(settings, store, stream, metrics, attempts)
-    kinds = _kinds(settings, service, declared)
+    services = _services(settings, database, stream, metrics, attempts)
+    kinds = _kinds(settings, services.worker, declared)
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    schedules = ScheduleService(schedule_store, service, metrics)
-    queues = QueueService(queue_store, service)
-    pool = _pool(settings, service, queues, schedules, stream, metrics, kinds)
+    pool = _pool(settings, services, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
-    app[SERVICE] = service
-    app[QUEUES] = queues
-    app[SCHEDULES] = schedules
+    app[SERVICE] = services.tasks
+    app[QUEUES] = services.queues
+    app[SCHEDULES] = services.schedules
     app[POOL] = pool
-    app[HEALTH] = Health(service.ping, lambda: stream.is_up, pool.stalled)
+    app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled)
     app[LIMITS] = Limits(settings.max_body_bytes, settings.body_timeout_seconds)
     app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
 
@@ -96,13 +95,14 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
         yield
         app[HEALTH].is_stopping = True
         await pool.stop()
-        await service.flush()
+        await services.tasks.flush()
+        await services.worker.flush()
         if delivery is not None:
             await delivery.close()
         await stream.close()
-        await schedule_store.close()
-        await queue_store.close()
-        await store.close()
+        await services.schedule_store.close()
+        await services.queue_store.close()
+        await services.store.close()
 
     app.cleanup_ctx.append(life)
     return app
@@ -128,23 +128,64 @@ def _stream(settings: Settings, kinds: Iterable[str]) -> TaskStream:
     )
 
 
-def _service(
+@dataclass(frozen=True)
+class _Services:
+    """The stores, and what can be done with what is in them."""
+
+    store: TaskStore
+    schedule_store: ScheduleStore
+    queue_store: QueueStore
+    publisher: Publisher
+    worker: WorkerService
+    rescue: Rescue
+    tasks: TaskService
+    schedules: ScheduleService
+    queues: QueueService
+
+
+def _services(
     settings: Settings,
-    store: TaskStore,
+    database: Database,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, int | None],
-) -> TaskService:
-    return TaskService(
+) -> _Services:
+    store = TaskStore(database)
+    schedule_store = ScheduleStore(database)
+    queue_store = QueueStore(database)
+    publisher = Publisher(store, stream, metrics, lost_margin_seconds=settings.lost_margin_seconds)
+    worker = WorkerService(
         store,
         stream,
+        publisher,
         metrics,
-        max_attempts=settings.max_attempts,
+        kinds,
         lease_seconds=settings.lease_seconds,
-        lost_margin_seconds=settings.lost_margin_seconds,
         group_size=settings.group_size,
         max_waiting=settings.max_waiting,
-        kinds=kinds,
+    )
+    rescue = Rescue(store, stream, publisher, worker, metrics, lease_seconds=settings.lease_seconds)
+    tasks = TaskService(
+        store,
+        stream,
+        publisher,
+        worker,
+        metrics,
+        kinds,
+        max_attempts=settings.max_attempts,
+        group_size=settings.group_size,
+        max_waiting=settings.max_waiting,
+    )
+    return _Services(
+        store,
+        schedule_store,
+        queue_store,
+        publisher,
+        worker,
+        rescue,
+        tasks,
+        ScheduleService(schedule_store, tasks, metrics),
+        QueueService(queue_store, publisher),
     )
 
 
@@ -160,17 +201,15 @@ def _delivery(settings: Settings) -> HttpDelivery | None:
 
 
 def _kinds(
-    settings: Settings, service: TaskService, declared: Mapping[str, Declared]
+    settings: Settings, worker: WorkerService, declared: Mapping[str, Declared]
 ) -> dict[str, Kind]:
-    runners = Runners(service.report, threads=settings.threads, processes=settings.processes)
+    runners = Runners(worker.report, threads=settings.threads, processes=settings.processes)
     return {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
 
 
 def _pool(
     settings: Settings,
-    service: TaskService,
-    queues: QueueService,
-    schedules: ScheduleService,
+    services: _Services,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, Kind],
@@ -178,28 +217,31 @@ def _pool(
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
     executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
     running = Running()
-    service.on_lost = running.stop
+    services.worker.on_lost = running.stop
     consumers = [
-        Consumer(number, settings.concurrency, service, stream, executor, running)
+        Consumer(number, settings.concurrency, services.worker, stream, executor, running)
         for number in range(1, settings.workers + 1)
     ]
-    relay = Loop(Relay(service, settings.relay_seconds))
-    service.on_due_in = relay.wake_in
-    scheduler = Loop(Scheduler(schedules))
-    schedules.on_put = scheduler.wake
+    relay = Loop(Relay(services.publisher, settings.relay_seconds))
+    services.publisher.on_due_in = relay.wake_in
+    scheduler = Loop(Scheduler(services.schedules))
+    services.schedules.on_put = scheduler.wake
+    janitor = Janitor(
+        services.store, services.queue_store, settings.retention_seconds, settings.key_seconds
+    )
     duties = [
         relay,
         scheduler,
-        Loop(Rescuer(service, settings.lease_seconds)),
-        Loop(Janitor(service, queues, settings.retention_seconds, settings.key_seconds)),
+        Loop(Rescuer(services.rescue, settings.lease_seconds)),
+        Loop(janitor),
     ]
     if consumers:
         duties += [
-            Loop(Heartbeat(service, settings.heartbeat_seconds)),
+            Loop(Heartbeat(services.worker, settings.heartbeat_seconds)),
             Loop(Listener(stream, running)),
         ]
     pool = ConsumerPool(
-        service, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
+        services.worker, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
     )
     duties.append(Loop(Watchdog(pool.stalled, metrics)))
     return pool

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -66,6 +66,8 @@ class Publisher:
         )
         self._waiting: defaultdict[Lane, deque[str]] = defaultdict(deque)
         self._work: asyncio.Task[None] | None = None
+        self.on_due_in: Callable[[float], object] = lambda seconds: None
+        """Told that a task will have to be published after so many seconds."""
 
     def soon(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> None:
         """Publishes them without being waited for."""
@@ -94,6 +96,15 @@ class Publisher:
             if next_seconds is not None:
                 waits.append(next_seconds)
         return count, min(waits, default=None)
+
+    async def take_back(self, worker_id: str) -> None:
+        """A worker's consumers leave the group; what they were given is told again, if pending."""
+        try:
+            ids = await self._stream.remove_consumers(worker_id)
+            if ids:
+                await self._store.unpublish_tasks(ids)
+        except StreamUnavailable:
+            log.debug("Redis is away; the next rescuer cleans up", action="left_entries")
 
     async def _publish_due(self, lane: Lane) -> tuple[int, float | None]:
         looked_at = time.monotonic()

@@ -1,30 +1,24 @@
-"""What the service can do with a task. Every change of a status passes here.
+"""What people and programs can do with a task.
 
-The only place that uses store and stream together: the store is the truth and is written first, the
-stream is a doorbell and may fail.
+Every change of a status passes one of four: this, `workers` (claims and results), `rescue` (what
+dead workers held), `publisher` (what expires). They alone use store and stream together: the store
+is the truth and is written first, the stream is a doorbell and may fail.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import structlog
 import uuid_utils
 
-from tasksvc.domain.attempt import Attempt, AttemptOutcome
+from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import (
     KeyReused,
-    LeaseLost,
     StoreUnavailable,
-    StreamUnavailable,
     TaskIsFinal,
     TaskIsNotFinal,
     TaskNotFound,
@@ -33,13 +27,11 @@ from tasksvc.domain.errors import (
     UniqueKeyTaken,
     UnknownKind,
 )
-from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
     LIVE,
     NO_OPTIONS,
     Canceled,
-    Claim,
     Created,
     Filter,
     Keyed,
@@ -47,7 +39,6 @@ from tasksvc.domain.task import (
     NewTask,
     Options,
     Page,
-    Progress,
     Status,
     Step,
     Task,
@@ -57,11 +48,7 @@ from tasksvc.publisher import Publisher
 from tasksvc.store.group import Group
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-
-log = structlog.get_logger(__name__)
-
-_BATCH = 1000
-"""Tasks in one step of what is not bounded by a group: a rescue, a clean-up."""
+from tasksvc.workers import WorkerService
 
 _WINDOW = 10_000
 """Tasks that a page, or a step, with filters looks at."""
@@ -77,12 +64,6 @@ _KINDS_SECONDS = 1.0
 
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
-
-_AFTER_FAILURE = {
-    Status.PENDING: AttemptOutcome.RETRIED,
-    Status.FAILED: AttemptOutcome.FAILED,
-}
-"""What a failed run is called, by what became of its task."""
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
@@ -129,7 +110,7 @@ def _weight(task: NewTask) -> int:
 
 
 class TaskService:
-    """create, get, cancel for people and programs; claim, finish and the duties for work.
+    """create, get, find, cancel, retry: of one task, or of many.
 
     Every method raises Unavailable when PostgreSQL is away or the waiting line is full, and what it
     names beside that.
@@ -139,45 +120,26 @@ class TaskService:
         self,
         store: TaskStore,
         stream: TaskStream,
+        publisher: Publisher,
+        worker: WorkerService,
         metrics: Metrics,
+        kinds: Mapping[str, int | None],
         *,
         max_attempts: int,
-        lease_seconds: float,
-        lost_margin_seconds: float,
         group_size: int,
         max_waiting: int,
-        kinds: Mapping[str, int | None] | None = None,
     ) -> None:
         """`kinds` are those that this process serves, each with its `max_attempts`."""
-        self._kinds: Mapping[str, int | None] = kinds or {DEFAULT_KIND: None}
+        self._kinds = kinds
         self._others_kinds: set[str] = set()
         self._kinds_asked_at = float("-inf")
         self._store = store
         self._stream = stream
+        self._publisher = publisher
+        self._worker = worker
         self._metrics = metrics
-        self._attempts_failed = {
-            (kind, status): metrics.attempts_failed(kind, then)
-            for kind in self._kinds
-            for status, then in _AFTER_FAILURE.items()
-        }
         self._max_attempts = max_attempts
         self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
-        self._lease_seconds = lease_seconds
-        self._publisher = Publisher(store, stream, metrics, lost_margin_seconds=lost_margin_seconds)
-
-        self.worker_id: str | None = None
-        """Who this process is while it holds a lease."""
-        self._held: dict[str, int] = {}  # id -> attempt; 0 while the claim is under way
-        self._doubtful_until = 0.0
-        self._must_settle = False
-        self._unasked_at = float("-inf")  # when the workers could not be asked for
-        self.next_due_seconds: float | None = None
-        self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
-        """Told of held tasks that are this worker's no longer: canceled, or rescued."""
-        self.on_due_in: Callable[[float], object] = lambda seconds: None
-        """Told that a task will have to be published after so many seconds."""
-
-        self._background: set[asyncio.Task[None]] = set()
 
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
         self._creates: Group[NewTask, Task] = Group(
@@ -200,24 +162,11 @@ class TaskService:
         self._cancels: Group[str, Canceled | Task | None] = Group(
             "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
         )
-        self._claims: Group[str, Claim | None] = Group(
-            "claim", self._claim, observe=metrics.group_size("claim"), **bounds
-        )
-        self._progresses: Group[Progress, None] = Group(
-            "progress", self._keep_progress, observe=metrics.group_size("progress"), **bounds
-        )
-        self._finishes: Group[Finish, bool] = Group(
-            "finish", self._finish, observe=metrics.group_size("finish"), **bounds
-        )
-
         self._groups: tuple[Group[Any, Any], ...] = (
             self._creates,
             self._special_creates,
             self._gets,
             self._cancels,
-            self._claims,
-            self._progresses,
-            self._finishes,
         )
 
     # For people and programs.
@@ -352,7 +301,7 @@ class TaskService:
         matched = len(ids)
         if ids and not is_dry:
             canceled = await self._store.cancel_tasks(ids, filter.statuses, with_contents=False)
-            self._stop_handlers(canceled)
+            self._worker.stop_handlers(canceled)
             stopped = {each.task.id for each in canceled}
             ids = [id for id in ids if id in stopped]
         return Step(matched, ids, next_before)
@@ -397,173 +346,13 @@ class TaskService:
             self._metrics.set_stream(await self._stream.measure())
         except Unavailable:
             self._metrics.set_stream(None)
-        self._metrics.set_running(len(self.held))
-
-    # For work.
-
-    @property
-    def held(self) -> dict[str, int]:
-        """The tasks that this process holds, with their attempts."""
-        return {id: attempt for id, attempt in self._held.items() if attempt}
-
-    async def claim(self, ids: Sequence[str]) -> list[Claim]:
-        """Those of the ids that this worker holds from now on; the rest is nobody's concern here:
-        final, held elsewhere, not due, or held here already."""
-        wanted = [id for id in dict.fromkeys(ids) if id not in self._held]
-        if not wanted:
-            return []
-        self._held.update(dict.fromkeys(wanted, 0))
-        claims: list[Claim] = []
-        try:
-            claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
-        except BaseException:
-            self._doubt()
-            raise
-        finally:
-            for id in wanted:
-                self._held.pop(id, None)
-            self._held.update((claim.id, claim.attempt) for claim in claims)
-        for claim in claims:
-            self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
-        return claims
-
-    async def find_due(self, limit: int) -> list[str]:
-        """Tasks to claim while there is no stream."""
-        return await self._store.find_due_tasks(limit, self._kinds)
-
-    async def finish(self, finishes: Sequence[Finish]) -> None:
-        """Writes what the attempts came to, where they are still the current ones."""
-        written = await self._finishes.join_all(finishes)
-        for finish, is_written in zip(finishes, written, strict=True):
-            self.drop(finish.id)
-            self._count(finish, is_written)
-            if finish.outcome.status is Status.PENDING:
-                self.on_due_in(finish.outcome.delay_seconds)
-
-    async def hand_on(self, ids: Sequence[str]) -> None:
-        """Those of the ids that this process can't start are told again when it is time: of kinds
-        that it does not serve, or of queues that let none start."""
-        if self.worker_id is not None and await self._store.unpublish_refused_tasks(
-            self.worker_id, ids
-        ):
-            self.on_due_in(0.0)  # a queue may have got room since
-
-    async def report(self, claim: Claim, fraction: float, message: str) -> None:
-        """Keeps how far a run has come, if it is still the current one. Raises nothing when
-        PostgreSQL is away: a run must not fail for what is only said about it."""
-        progress = Progress.of(claim, fraction, message)
-        with suppress(Unavailable):
-            await self._progresses.join(progress)
-
-    def drop(self, id: str) -> None:
-        """This process no longer holds the task."""
-        self._held.pop(id, None)
-
-    # The duties.
-
-    async def register(self) -> None:
-        """Makes this process a worker, with a lease."""
-        worker_id = str(uuid_utils.uuid7())
-        name = f"{socket.gethostname()}:{os.getpid()}"
-        await self._store.register_worker(worker_id, name, self._lease_seconds, self._kinds)
-        self.worker_id = worker_id
-        log.info("Registered", action="registered", worker_id=worker_id)
-
-    async def renew_lease(self) -> int:
-        """How many of the held tasks turned out to be no longer this worker's.
-
-        Raises LeaseLost when the worker was declared dead: all of them are lost then.
-        """
-        held = self.held
-        if self.worker_id is None:
-            raise LeaseLost
-        try:
-            # A connection that hangs must not cost the lease: there is time for another try.
-            async with asyncio.timeout(self._lease_seconds / 3):
-                is_renewed, lost = await self._store.renew_lease(
-                    self.worker_id, held, self._lease_seconds
-                )
-        except TimeoutError:
-            raise StoreUnavailable from None
-        if not is_renewed:
-            self.on_lost(list(held))
-            raise LeaseLost
-        # What was finished in the meantime is not lost.
-        lost = [id for id in lost if self._held.get(id) == held[id]]
-        self.on_lost(lost)
-        if time.monotonic() < self._doubtful_until:
-            self._must_settle = True
-            self._spawn(self._settle())
-        return len(lost)
-
-    async def publish_due(self) -> int:
-        """Publishes due tasks that are not in the stream, and fails those that expired; how many.
-
-        Afterwards `next_due_seconds` tells when there could be more.
-        """
-        count, self.next_due_seconds = await self._publisher.publish_due()
-        return count
-
-    async def rescue(self) -> float | None:
-        """Takes the tasks of dead workers back; the seconds until the next worker could be dead."""
-        # While PostgreSQL was away, or its workers were locked, nobody could renew a lease. Who
-        # lives has another one for it: an answer that it waits for may have to time out first.
-        settled_seconds = min(self._store.up_seconds, time.monotonic() - self._unasked_at)
-        if settled_seconds < self._lease_seconds:
-            return self._lease_seconds - settled_seconds
-        listeners = await self._listeners()
-        try:
-            workers = await self._store.lapse_workers(self.worker_id)
-        except Unavailable:
-            self._unasked_at = time.monotonic()
-            raise
-        if workers.dead:
-            log.warning("Workers stopped answering", action="workers_lapsed", workers=workers.dead)
-            await self._rescue_tasks(workers.dead)
-            await self._store.forget_workers(workers.dead)
-        # Who was there before the workers were asked, and is none of them, will not come back.
-        for worker_id in listeners.difference(workers.living, [self.worker_id]):
-            await self._abandon_entries(worker_id)
-        if workers.dead:
-            with suppress(StreamUnavailable):
-                await self.publish_due()
-        return workers.next_seconds
-
-    async def delete_finished(self, retention_seconds: float) -> int:
-        """Deletes a step of the final tasks that are older than that; how many."""
-        return await self._store.delete_finished_tasks(retention_seconds, _BATCH)
-
-    async def forget_keys(self, seconds: float) -> int:
-        """Forgets a step of the keys that are older than that; how many."""
-        return await self._store.forget_keys(seconds, _BATCH)
-
-    async def fold_tally(self) -> None:
-        await self._store.fold_tally()
-
-    async def leave(self) -> None:
-        """Hands back all that this worker still holds, and ends its lease. Nobody is charged."""
-        worker_id, self.worker_id = self.worker_id, None
-        if worker_id is None:
-            return
-        released = await self._store.release_tasks(worker_id)
-        # A claim may be under way whose caller is gone. This waits for it, and none comes later.
-        await self._store.retire_worker(worker_id)
-        released += await self._store.release_tasks(worker_id)
-        self._held.clear()
-        if released:
-            log.info("Handed back", action="released", tasks=len(released))
-        await self._store.forget_workers([worker_id])
-        await self._abandon_entries(worker_id)
-        with suppress(StreamUnavailable):
-            await self.publish_due()
+        self._metrics.set_running(len(self._worker.held))
 
     async def flush(self) -> None:
         """Waits until every group is written and every publication is tried."""
         for group in self._groups:
             await group.drain()
         await self._publisher.drain()
-        while self._background:
-            await asyncio.wait(self._background)
 
     # The groups: each takes many and gives one result for each.
 
@@ -632,9 +421,9 @@ class TaskService:
             task = created.task
             self.publish_soon([new])
             if new.options.waits:
-                self.on_due_in(_seconds(task.created_at, task.run_at))
+                self._publisher.on_due_in(_seconds(task.created_at, task.run_at))
             if task.expires_at is not None:
-                self.on_due_in(_seconds(task.created_at, task.expires_at))
+                self._publisher.on_due_in(_seconds(task.created_at, task.expires_at))
 
     async def _get(self, ids: list[str]) -> list[Task | None]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}
@@ -642,7 +431,7 @@ class TaskService:
 
     async def _cancel(self, ids: list[str]) -> list[Canceled | Task | None]:
         canceled = {each.task.id: each for each in await self._store.cancel_tasks(ids)}
-        self._stop_handlers(list(canceled.values()))
+        self._worker.stop_handlers(list(canceled.values()))
         # Why the others were not: that is for a second statement, since the first still sees the
         # state from before a race that it lost.
         rest = [id for id in ids if id not in canceled]
@@ -650,39 +439,6 @@ class TaskService:
         found.update((id, each.task) for id, each in canceled.items())
         # Of two requests in one group, one cancels and the other is too late.
         return [canceled.pop(id, None) or found.get(id) for id in ids]
-
-    async def _claim(self, ids: list[str]) -> list[Claim | None]:
-        worker_id = self.worker_id
-        if worker_id is None:
-            raise LeaseLost
-        if self._must_settle:
-            # Here no other claim of this process is under way.
-            self._must_settle = False
-            if released := await self._store.release_tasks(worker_id, self._held):
-                log.warning("Handed back", action="settled", tasks=len(released))
-        if not ids:
-            return []
-        run_again = self._store.claims_run_again
-        claimed = {claim.id: claim for claim in await self._store.claim_tasks(worker_id, ids)}
-        if self._store.claims_run_again > run_again:
-            self._doubt()
-        if not claimed:  # all of them taken elsewhere, or this worker was declared dead?
-            is_renewed, _ = await self._store.renew_lease(worker_id, {}, self._lease_seconds)
-            if not is_renewed:
-                raise LeaseLost
-        return [claimed.get(id) for id in ids]
-
-    async def _keep_progress(self, progresses: list[Progress]) -> list[None]:
-        last = {each.id: each for each in progresses}
-        await self._store.keep_progress(list(last.values()))
-        return [None] * len(progresses)
-
-    async def _finish(self, finishes: list[Finish]) -> list[bool]:
-        written = set(await self._store.finish_tasks(finishes))
-        rest = [finish for finish in finishes if finish.id not in written]
-        if rest:  # fenced off, or the answer to a first try was lost
-            written.update(await self._store.find_finished_tasks(rest))
-        return [finish.id in written for finish in finishes]
 
     # Below.
 
@@ -719,66 +475,3 @@ class TaskService:
             or self._kinds.get(options.kind or DEFAULT_KIND)
             or self._max_attempts
         )
-
-    def _doubt(self) -> None:
-        """A claim may have taken, or may still take, what nobody here knows of."""
-        doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
-        self._doubtful_until = time.monotonic() + doubt_seconds
-
-    async def _settle(self) -> None:
-        """Has the claims' group hand back what the database says that this worker holds, and it
-        does not know of: the work of claims whose answers were lost."""
-        with suppress(Unavailable):
-            await self._claims.join_all(())
-
-    def _count(self, finish: Finish, is_written: bool) -> None:
-        if not is_written:
-            self._metrics.results_fenced.add()
-            log.info("Too late", action="fenced", task_id=finish.id, attempt=finish.attempt)
-        elif finish.outcome.status is Status.COMPLETED:
-            self._metrics.task_processing_successes.add()
-        elif finish.outcome.is_charged:
-            self._metrics.task_processing_fails.add()
-            self._attempts_failed[finish.kind, finish.outcome.status].add()
-
-    def _stop_handlers(self, canceled: list[Canceled]) -> None:
-        running = [each for each in canceled if each.worker_id is not None]
-        self.on_lost([each.task.id for each in running if each.worker_id == self.worker_id])
-        if any(each.task.queue for each in running):
-            self.on_due_in(0.0)
-        elsewhere = [each.task.id for each in running if each.worker_id != self.worker_id]
-        if elsewhere:
-            self._spawn(self._publish_canceled(elsewhere))
-
-    async def _publish_canceled(self, ids: list[str]) -> None:
-        try:
-            await self._stream.publish_canceled(ids)
-        except StreamUnavailable:
-            log.debug("The next heartbeat stops them", action="canceled_untold", tasks=len(ids))
-
-    async def _rescue_tasks(self, dead: Sequence[str]) -> None:
-        while rescued := await self._store.rescue_tasks(dead, _BATCH):
-            self._metrics.tasks_rescued.add(len(rescued))
-            for id, status in rescued:
-                log.warning("Rescued", action="rescued", task_id=id, status=status)
-
-    async def _listeners(self) -> set[str]:
-        """The workers that have consumers in the group."""
-        try:
-            return await self._stream.worker_ids()
-        except StreamUnavailable:
-            return set()
-
-    async def _abandon_entries(self, worker_id: str) -> None:
-        """A worker's consumers leave the group; what they were given is told again, if pending."""
-        try:
-            ids = await self._stream.remove_consumers(worker_id)
-            if ids:
-                await self._store.unpublish_tasks(ids)
-        except StreamUnavailable:
-            log.debug("Redis is away; the next rescuer cleans up", action="left_entries")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)

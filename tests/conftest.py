@@ -24,6 +24,7 @@ from tasksvc.stream.task_stream import TaskStream
 from tasksvc.testing import process
 from tasksvc.testing.process import clean_environment
 from tests.harness import ServiceProcess, query
+from tests.services import MakeServices, Services
 
 _numbers = itertools.count(1)
 
@@ -156,32 +157,24 @@ async def stream(redis_server: EmbeddedRedis, redis_prefix: str) -> AsyncIterato
 
 
 @pytest.fixture
-async def make_task_service(
+async def make_services(
     store: TaskStore, stream: TaskStream, metrics: Metrics
-) -> AsyncIterator[Callable[..., TaskService]]:
-    """Makes services over the test's store and stream, each a worker of its own."""
-    services = []
+) -> AsyncIterator[MakeServices]:
+    """Makes services over the test's store and stream, as each process has its own."""
+    made: list[Services] = []
 
-    def make(**overrides: Any) -> TaskService:
-        defaults: dict[str, Any] = {
-            "max_attempts": 3,
-            "lease_seconds": 5.0,
-            "lost_margin_seconds": 0.5,
-            "group_size": 100,
-            "max_waiting": 1000,
-        }
-        service = TaskService(store, stream, metrics, **(defaults | overrides))
-        services.append(service)
-        return service
+    def make(**overrides: Any) -> Services:
+        made.append(Services.over(store, stream, metrics, **overrides))
+        return made[-1]
 
     yield make
-    for service in services:
-        await service.flush()
+    for services in made:
+        await services.flush()
 
 
 @pytest.fixture
-def task_service(make_task_service: Callable[..., TaskService]) -> TaskService:
-    return make_task_service()
+def task_service(make_services: MakeServices) -> TaskService:
+    return make_services().tasks
 
 
 def database_named(url: str, name: str) -> str:

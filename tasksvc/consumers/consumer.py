@@ -18,8 +18,8 @@ from tasksvc.consumers.running import Run, Running, StopReason
 from tasksvc.domain.errors import LeaseLost, StreamUnavailable
 from tasksvc.domain.outcome import RELEASED, Finish, Outcome
 from tasksvc.domain.task import Claim
-from tasksvc.service import TaskService
 from tasksvc.stream.task_stream import TaskStream
+from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Consumer:
         self,
         number: int,
         places: int,
-        service: TaskService,
+        worker: WorkerService,
         stream: TaskStream,
         executor: Executor,
         running: Running,
@@ -54,7 +54,7 @@ class Consumer:
         self._free = places
         # While one half's results are written, the other half is claimed; but not in small groups.
         self._most_at_once = max(places // 2, min(places, _SMALL_GROUP))
-        self._service = service
+        self._worker = worker
         self._stream = stream
         self._executor = executor
         self._running = running
@@ -107,24 +107,22 @@ class Consumer:
             if out
         ]
         if finishes:
-            await self._service.finish(finishes)
+            await self._worker.finish(finishes)
         for run, outcome in ended:
             if outcome is None:
-                self._service.drop(run.claim.id)
+                self._worker.drop(run.claim.id)
         self._free += len(ended)
         self.reading.wake()
-        if any(run.claim.queue for run, _ in ended):
-            self._service.on_due_in(0.0)  # there may be room in the queue now
 
     async def acknowledge(self, ended: list[tuple[Run, Outcome | None]]) -> None:
         """Only after `finish`."""
         await self._acknowledge([run.entry for run, _ in ended if run.entry is not None])
 
     async def _take_from_stream(self) -> int:
-        if self._service.worker_id is None:
+        if self._worker.id is None:
             raise LeaseLost
         try:
-            return await self._take(await self._read(self._service.worker_id))
+            return await self._take(await self._read(self._worker.id))
         except BaseException:
             # What it was given stays its own in the group, and is read again.
             self._reread()
@@ -133,19 +131,19 @@ class Consumer:
     async def _take(self, deliveries: dict[str, str]) -> int:
         if not deliveries:
             return 0
-        claims = await self._service.claim(list(deliveries))
+        claims = await self._worker.claim(list(deliveries))
         for claim in claims:
             self._start(claim, deliveries.pop(claim.id))
         # The rest is final, in other hands, or to go into them.
         if deliveries:
-            await self._service.hand_on(list(deliveries))
+            await self._worker.hand_on(list(deliveries))
         await self._acknowledge(list(deliveries.values()))
         return len(claims)
 
     async def _take_from_store(self) -> int:
         self.pause_seconds = _STORE_POLL_SECONDS
-        ids = await self._service.find_due(self._room)
-        claims = await self._service.claim(ids)
+        ids = await self._worker.find_due(self._room)
+        claims = await self._worker.claim(ids)
         for claim in claims:
             self._start(claim, None)
         return len(claims)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from tasksvc.domain.errors import LeaseLost
-from tasksvc.service import TaskService
+from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -13,16 +13,16 @@ log = structlog.get_logger(__name__)
 class Heartbeat:
     name = "heartbeat"
 
-    def __init__(self, service: TaskService, pause_seconds: float) -> None:
+    def __init__(self, worker: WorkerService, pause_seconds: float) -> None:
         self.pause_seconds = pause_seconds
-        self._service = service
+        self._worker = worker
 
     async def run_once(self) -> int:
         try:
-            if self._service.worker_id is not None:
-                await self._service.renew_lease()
+            if self._worker.id is not None:
+                await self._worker.renew_lease()
                 return 0
         except LeaseLost:
             log.warning("Declared dead, registers anew", action="lease_lost")
-        await self._service.register()
+        await self._worker.register()
         return 0

@@ -3,10 +3,13 @@ of the queues are kept up to date."""
 
 from __future__ import annotations
 
-from tasksvc.queues import QueueService
-from tasksvc.service import TaskService
+from tasksvc.store.queue_store import QueueStore
+from tasksvc.store.task_store import TaskStore
 
 _PAUSE_SECONDS = 60.0
+
+_BATCH = 1000
+"""Tasks, or keys, in one step."""
 
 
 class Janitor:
@@ -15,20 +18,20 @@ class Janitor:
 
     def __init__(
         self,
-        service: TaskService,
-        queues: QueueService,
+        tasks: TaskStore,
+        queues: QueueStore,
         retention_seconds: float,
         key_seconds: float,
     ) -> None:
-        self._service = service
+        self._tasks = tasks
         self._queues = queues
         self._retention_seconds = retention_seconds
         self._key_seconds = key_seconds
 
     async def run_once(self) -> int:
-        await self._service.fold_tally()
-        await self._queues.sample()
-        count = await self._service.forget_keys(self._key_seconds)
+        await self._tasks.fold_tally()
+        await self._queues.sample_queues()
+        count = await self._tasks.forget_keys(self._key_seconds, _BATCH)
         if self._retention_seconds:
-            count += await self._service.delete_finished(self._retention_seconds)
+            count += await self._tasks.delete_finished_tasks(self._retention_seconds, _BATCH)
         return count

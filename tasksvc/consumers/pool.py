@@ -13,8 +13,8 @@ from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
-from tasksvc.service import TaskService
 from tasksvc.stream.task_stream import TaskStream
+from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class ConsumerPool:
 
     def __init__(
         self,
-        service: TaskService,
+        worker: WorkerService,
         stream: TaskStream,
         running: Running,
         consumers: Sequence[Consumer],
@@ -35,7 +35,7 @@ class ConsumerPool:
         *,
         grace_seconds: float,
     ) -> None:
-        self._service = service
+        self._worker = worker
         self._stream = stream
         self._running = running
         self._consumers = consumers
@@ -47,7 +47,7 @@ class ConsumerPool:
     async def start(self) -> None:
         if self._consumers:
             with suppress(Unavailable):  # then the heartbeat tries again
-                await self._service.register()
+                await self._worker.register()
         for loop in self._loops():
             loop.start()
 
@@ -109,7 +109,7 @@ class ConsumerPool:
 
     async def _leave(self) -> None:
         try:
-            await self._service.leave()
+            await self._worker.leave()
         except Unavailable:
             # Then the lease runs out, and a rescuer does it.
             log.warning("PostgreSQL is away; the tasks are left to a rescuer", action="left_tasks")

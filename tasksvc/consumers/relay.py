@@ -5,7 +5,7 @@ Those of a retry, of a rescue or of a time without Redis; and those whose entry 
 
 from __future__ import annotations
 
-from tasksvc.service import TaskService
+from tasksvc.publisher import Publisher
 
 _LATE_SECONDS = 0.005
 """A little after the task is due, so that one look is enough."""
@@ -14,14 +14,13 @@ _LATE_SECONDS = 0.005
 class Relay:
     name = "relay"
 
-    def __init__(self, service: TaskService, pause_seconds: float) -> None:
+    def __init__(self, publisher: Publisher, pause_seconds: float) -> None:
         self.pause_seconds = pause_seconds
         self._longest_seconds = pause_seconds
-        self._service = service
+        self._publisher = publisher
 
     async def run_once(self) -> int:
-        count = await self._service.publish_due()
-        next_seconds = self._service.next_due_seconds
+        count, next_seconds = await self._publisher.publish_due()
         self.pause_seconds = (
             self._longest_seconds
             if next_seconds is None

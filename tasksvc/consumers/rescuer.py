@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasksvc.service import TaskService
+from tasksvc.rescue import Rescue
 
 _LATE_SECONDS = 0.05
 """A little after the lease has run out, so that one look is enough."""
@@ -11,13 +11,13 @@ _LATE_SECONDS = 0.05
 class Rescuer:
     name = "rescuer"
 
-    def __init__(self, service: TaskService, lease_seconds: float) -> None:
+    def __init__(self, rescue: Rescue, lease_seconds: float) -> None:
         self.pause_seconds = lease_seconds
         self._lease_seconds = lease_seconds
-        self._service = service
+        self._rescue = rescue
 
     async def run_once(self) -> int:
-        next_seconds = await self._service.rescue()
+        next_seconds = await self._rescue.run()
         # Nobody can be dead before the first lease runs out; who comes later has a whole lease.
         self.pause_seconds = min(
             self._lease_seconds,

@@ -19,12 +19,12 @@ from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
 from tasksvc.queues import QueueService
-from tasksvc.service import TaskService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
+from tests.services import MakeServices, Services
 
 Row = tuple[Any, ...]
 
@@ -34,37 +34,46 @@ async def do_nothing(claim: Claim) -> None:
 
 
 class Worker:
-    """A service with one consumer that has no loops of its own."""
+    """A process with one consumer that has no loops of its own."""
 
     def __init__(
         self,
-        service: TaskService,
+        services: Services,
         stream: TaskStream,
         metrics: Metrics,
         handler: Handler,
         places: int,
     ) -> None:
-        self.service = service
+        self.service = services.worker
+        self.tasks = services.tasks
+        self.publisher = services.publisher
+        self.rescue = services.rescue
+        self.flush = services.flush
         self.stream = stream
         self.metrics = metrics
         self.running = Running()
-        service.on_lost = self.running.stop
+        self.service.on_lost = self.running.stop
         executor = Executor(
             {"default": Kind(handler)}, RetryPolicy(0, 0), metrics, max_result_bytes=1000
         )
-        self.consumer = Consumer(1, places, service, stream, executor, self.running)
+        self.consumer = Consumer(1, places, self.service, stream, executor, self.running)
         self.finisher = self.consumer._finisher
 
     async def create(self, content: str = "x") -> Task:
         """A task that the stream has been told of, if it listens."""
-        task = await self.service.create(content)
-        await self.service.flush()
+        task = await self.tasks.create(content)
+        await self.flush()
         return task
 
     async def take(self) -> int:
         """Reads what a consumer that has just started asks for first, and then what is new."""
         taken = await self.consumer.run_once()
         return taken or await self.consumer.run_once()
+
+    async def publish_due(self) -> int:
+        """What a relay does in a step; how many."""
+        count, _ = await self.publisher.publish_due()
+        return count
 
     async def finish(self) -> int:
         """Writes all that runs, once it has ended."""
@@ -88,18 +97,18 @@ async def queue_store(database_url: str) -> AsyncIterator[QueueStore]:
 
 @pytest.fixture
 def queues(queue_store: QueueStore, worker: Worker) -> QueueService:
-    return QueueService(queue_store, worker.service)
+    return QueueService(queue_store, worker.publisher)
 
 
 @pytest.fixture
 async def make_worker(
-    make_task_service: Callable[..., TaskService], stream: TaskStream, metrics: Metrics
+    make_services: MakeServices, stream: TaskStream, metrics: Metrics
 ) -> AsyncIterator[MakeWorker]:
     """Makes workers that are not registered yet; each is like a process of its own."""
     workers: list[Worker] = []
 
     def make(handler: Handler = do_nothing, *, places: int = 4, **overrides: Any) -> Worker:
-        worker = Worker(make_task_service(**overrides), stream, metrics, handler, places)
+        worker = Worker(make_services(**overrides), stream, metrics, handler, places)
         workers.append(worker)
         return worker
 
@@ -151,18 +160,11 @@ async def own_stream(own_redis: EmbeddedRedis) -> AsyncIterator[TaskStream]:
 @pytest.fixture
 async def own_worker(store: TaskStore, own_stream: TaskStream, metrics: Metrics) -> Worker:
     """A registered worker over the Redis that the test may break."""
-    service = TaskService(
-        store,
-        own_stream,
-        metrics,
-        max_attempts=3,
-        lease_seconds=5.0,
-        lost_margin_seconds=0.5,
-        group_size=100,
-        max_waiting=1000,
+    worker = Worker(
+        Services.over(store, own_stream, metrics), own_stream, metrics, do_nothing, places=4
     )
-    await service.register()
-    return Worker(service, own_stream, metrics, do_nothing, places=4)
+    await worker.service.register()
+    return worker
 
 
 def lapse(database_url: str, worker_id: str | None) -> None:

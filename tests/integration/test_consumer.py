@@ -105,7 +105,7 @@ async def test_entry_without_fields_is_acknowledged(
 ) -> None:
     """As the group gives back one that was deleted after its delivery."""
     await worker.create()
-    assert await worker.stream.read(str(worker.service.worker_id), 1, 1)
+    assert await worker.stream.read(str(worker.service.id), 1, 1)
     redis_client.xtrim(stream_key, maxlen=0, approximate=False)
 
     await worker.take()
@@ -119,7 +119,7 @@ async def test_entry_of_a_final_task_is_acknowledged(
 ) -> None:
     task = await worker.create()
     if status == "canceled":
-        await worker.service.cancel(task.id)
+        await worker.tasks.cancel(task.id)
     else:
         await worker.work()
         redis_client.xadd(stream_key, {"id": task.id})
@@ -127,7 +127,7 @@ async def test_entry_of_a_final_task_is_acknowledged(
     assert await worker.take() == 0
 
     assert redis_client.xlen(stream_key) == 0
-    assert (await worker.service.get(task.id)).status is Status(status)
+    assert (await worker.tasks.get(task.id)).status is Status(status)
 
 
 class Untellable(Exception):
@@ -164,10 +164,10 @@ async def test_whatever_a_handler_raises_is_a_failure_of_its_own(
 
     assert rows() == [("pending", 1, 1)]
     assert worker.consumer.is_idle
-    await worker.service.publish_due()
+    await worker.publish_due()
     await worker.work()
     assert rows() == [("failed", 2, 2)]
-    described = (await worker.service.get(task.id)).error
+    described = (await worker.tasks.get(task.id)).error
     assert described is not None
     assert (described["type"], described["attempt"]) == (type(error).__name__, 2)
     assert worker.metrics.task_processing_fails.value == 2
@@ -188,7 +188,7 @@ async def test_handler_that_swallows_its_cancel_loses_a_canceled_task_all_the_sa
     await worker.take()
     await asyncio.sleep(0)  # its first step
 
-    await worker.service.cancel(task.id)
+    await worker.tasks.cancel(task.id)
     await worker.finish()
 
     assert rows() == [("canceled", 1, 0)]
@@ -268,7 +268,7 @@ async def test_first_reason_to_stop_is_the_one_that_counts(
     await asyncio.sleep(0)
     run = worker.running._runs[task.id]
 
-    await worker.service.cancel(task.id)
+    await worker.tasks.cancel(task.id)
     worker.running.stop_all()
     await worker.finish()
 
@@ -479,7 +479,7 @@ async def test_what_was_taken_from_the_store_is_not_run_again_by_its_entry(
     await own_worker.take()
 
     assert rows() == [("completed", 1, 0)]
-    assert (await own_worker.service.get(task.id)).status is Status.COMPLETED
+    assert (await own_worker.tasks.get(task.id)).status is Status.COMPLETED
     assert (await own_stream.measure()) == (0, 0)
 
 
@@ -505,7 +505,7 @@ async def test_claim_from_the_store_whose_answer_was_lost_is_handed_back(
     assert rows() == [("processing", 1, 0)]
 
     await own_worker.service.renew_lease()
-    await own_worker.service.flush()
+    await own_worker.flush()
     assert rows() == [("pending", 1, 0)]
     await own_worker.work()
 
@@ -531,7 +531,7 @@ async def test_claim_that_was_run_again_too_early_is_handed_back(
     assert rows() == [("processing", 1, 0)]
 
     await worker.service.renew_lease()
-    await worker.service.flush()
+    await worker.flush()
     assert rows() == [("pending", 1, 0)]
 
 

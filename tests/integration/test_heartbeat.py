@@ -39,7 +39,7 @@ async def test_first_beat_registers(make_worker: MakeWorker, database_url: str) 
 
     await Heartbeat(service, 1.0).run_once()
 
-    assert query(database_url, "SELECT id FROM worker") == [(service.worker_id,)]
+    assert query(database_url, "SELECT id FROM worker") == [(service.id,)]
 
 
 async def test_beat_renews_the_lease_and_nothing_else(
@@ -122,7 +122,7 @@ async def test_lost_lease_stops_every_handler_and_registers_anew(
     make_worker: MakeWorker, rows: Rows, database_url: str
 ) -> None:
     worker = await holding(make_worker, 3)
-    before = worker.service.worker_id
+    before = worker.service.id
     query(database_url, "UPDATE worker SET lapsed_at = clock_timestamp()")
 
     await Heartbeat(worker.service, 1.0).run_once()
@@ -131,7 +131,7 @@ async def test_lost_lease_stops_every_handler_and_registers_anew(
     assert worker.consumer.is_idle
     assert worker.service.held == {}
     assert rows() == [("processing", 1, 0)] * 3, "they are a rescuer's now"
-    after = worker.service.worker_id
+    after = worker.service.id
     assert after not in (None, before)
     assert query(database_url, "SELECT id FROM worker WHERE lapsed_at IS NULL") == [(after,)]
     await worker.create()

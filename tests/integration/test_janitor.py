@@ -6,7 +6,8 @@ import pytest
 
 from tasksvc.consumers.janitor import Janitor
 from tasksvc.domain.task import NO_OPTIONS
-from tasksvc.queues import QueueService
+from tasksvc.store.queue_store import QueueStore
+from tasksvc.store.task_store import TaskStore
 from tests.harness import query
 from tests.integration.conftest import Worker
 
@@ -22,10 +23,10 @@ COUNT = "SELECT count(*) FROM task"
 
 
 async def test_old_tasks_go_a_thousand_at_a_time(
-    queues: QueueService, worker: Worker, database_url: str
+    store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     query(database_url, FILL, 2500)
-    janitor = Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600)
 
     steps = [await janitor.run_once() for _ in range(4)]
 
@@ -34,7 +35,7 @@ async def test_old_tasks_go_a_thousand_at_a_time(
 
 
 async def test_young_and_live_tasks_stay(
-    queues: QueueService, worker: Worker, database_url: str
+    store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     query(database_url, FILL, 3)
     await worker.create()
@@ -42,8 +43,7 @@ async def test_young_and_live_tasks_stay(
     await worker.create()
 
     assert (
-        await Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600).run_once()
-        == 3
+        await Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600).run_once() == 3
     )
 
     assert query(database_url, "SELECT status FROM task ORDER BY id") == [
@@ -54,26 +54,28 @@ async def test_young_and_live_tasks_stay(
 
 @pytest.mark.parametrize("retention_seconds", [0, 86_400])
 async def test_retention_keeps(
-    queues: QueueService, worker: Worker, database_url: str, retention_seconds: float
+    store: TaskStore,
+    queue_store: QueueStore,
+    worker: Worker,
+    database_url: str,
+    retention_seconds: float,
 ) -> None:
     query(database_url, FILL, 3)
 
-    assert (
-        await Janitor(worker.service, queues, retention_seconds, key_seconds=3600).run_once() == 0
-    )
+    assert await Janitor(store, queue_store, retention_seconds, key_seconds=3600).run_once() == 0
 
     assert query(database_url, COUNT) == [(3,)]
 
 
 async def test_tally_is_folded_and_right(
-    queues: QueueService, worker: Worker, database_url: str
+    store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     query(database_url, FILL, 10)
     for _ in range(5):
         await worker.create()
     await worker.work()
     await worker.create()
-    janitor = Janitor(worker.service, queues, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600)
 
     await janitor.run_once()
     await janitor.run_once()
@@ -88,15 +90,15 @@ async def test_tally_is_folded_and_right(
 
 
 async def test_old_keys_are_forgotten(
-    queues: QueueService, worker: Worker, database_url: str
+    store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     for key in ("old", "new"):
-        await worker.service.create_once("x", None, NO_OPTIONS, key=key, fingerprint="ab")
+        await worker.tasks.create_once("x", None, NO_OPTIONS, key=key, fingerprint="ab")
     query(
         database_url,
         "UPDATE idempotency_key SET created_at = created_at - interval '2 hours' WHERE key = 'old'",
     )
 
-    assert await Janitor(worker.service, queues, 0, key_seconds=3600).run_once() == 1
+    assert await Janitor(store, queue_store, 0, key_seconds=3600).run_once() == 1
 
     assert query(database_url, "SELECT key FROM idempotency_key") == [("new",)]

@@ -112,7 +112,7 @@ async def test_cancel_in_one_process_stops_the_handler_in_another(
     async with listening(stream, worker.running):
         await eventually(lambda: stream._pubsub is not None and stream._pubsub.subscribed)
 
-        await front.service.cancel(task.id)
+        await front.tasks.cancel(task.id)
 
         await eventually(lambda: not len(worker.running), 2)
     await worker.finisher.run_once()

@@ -207,7 +207,7 @@ async def wait(claim: Claim) -> None:
 async def running(app: web.Application, tasks: int = 1) -> None:
     for _ in range(tasks):
         await app[SERVICE].create("x")
-    await eventually(lambda: len(app[SERVICE].held) == tasks)
+    await eventually(lambda: len(app[POOL]._worker.held) == tasks)
 
 
 async def test_stop_takes_nothing_more_and_lets_what_runs_end(
@@ -229,7 +229,7 @@ async def test_stop_takes_nothing_more_and_lets_what_runs_end(
     await stopping
 
     assert rows() == [("completed", 1, 0)] * 2 + [("pending", 0, 0)]
-    assert service.worker_id is None
+    assert pool._worker.id is None
 
 
 async def test_stop_keeps_the_lease_until_all_is_handed_back(
@@ -286,14 +286,14 @@ async def test_second_stop_does_nothing(start_app: StartApp) -> None:
 
     await app[POOL].stop()
 
-    assert app[SERVICE].worker_id is None
+    assert app[POOL]._worker.id is None
 
 
 async def test_pool_without_consumers_is_no_worker(start_app: StartApp) -> None:
     app = await start_app(workers=0)
     pool: ConsumerPool = app[POOL]
 
-    assert app[SERVICE].worker_id is None
+    assert app[POOL]._worker.id is None
     duties = {"relay", "scheduler", "rescuer", "janitor", "watchdog"}
     assert {loop.name for loop in pool._loops()} == duties
 
@@ -304,13 +304,12 @@ async def test_stop_without_postgres_leaves_the_tasks_to_a_rescuer(
 ) -> None:
     app = await start_app(wait, grace_seconds=0)
     await running(app)
-    service = app[SERVICE]
 
     async def be_away(*args: Any) -> Any:
         raise Unavailable
 
     for name in ("finish_tasks", "release_tasks", "renew_lease"):
-        monkeypatch.setattr(service._store, name, be_away)
+        monkeypatch.setattr(app[SERVICE]._store, name, be_away)
     with structlog.testing.capture_logs() as lines:
         await app[POOL].stop()
 

@@ -178,10 +178,10 @@ class TestPause:
         self, worker: Worker, queues: QueueService, database_url: str
     ) -> None:
         """With many tasks of a paused queue before it, in the same lane."""
-        await worker.service.create("x", options=Options(queue="mail"))
+        await worker.tasks.create("x", options=Options(queue="mail"))
         await queues.pause("mail", is_paused=True)
         for _ in range(3):
-            await worker.service.create("x", options=Options(queue="mail"))
+            await worker.tasks.create("x", options=Options(queue="mail"))
         await worker.create()
         for _ in range(2):
             await worker.work()
@@ -191,7 +191,7 @@ class TestPause:
         ) == [("", 1)]
 
         await queues.pause("mail", is_paused=False)
-        await Relay(worker.service, 1.0).run_once()
+        await Relay(worker.publisher, 1.0).run_once()
         for _ in range(2):
             await worker.work()
         assert query(database_url, "SELECT count(*) FROM task WHERE status = 'completed'") == [(5,)]

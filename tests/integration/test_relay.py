@@ -14,7 +14,7 @@ import uuid_utils
 from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import DEFAULT_LANE, Lane, NewTask
-from tasksvc.service import TaskService
+from tasksvc.publisher import Publisher
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
@@ -26,12 +26,12 @@ AGE = (
 )
 
 
-async def sweep(service: TaskService) -> list[int]:
+async def sweep(publisher: Publisher) -> list[int]:
     """How many tasks each step of a relay published, until one finds nothing."""
     steps = []
     while True:
         try:
-            steps.append(await Relay(service, 1.0).run_once())
+            steps.append(await Relay(publisher, 1.0).run_once())
         except StreamUnavailable:  # it has just made the group
             continue
         if not steps[-1]:
@@ -70,10 +70,10 @@ def published(client: redis.Redis, key: str) -> Sequence[str]:
 async def test_nothing_is_published_twice_without_need(
     worker: Worker, redis_client: redis.Redis, stream_key: str
 ) -> None:
-    await asyncio.gather(*(worker.service.create("x") for _ in range(20)))
-    await worker.service.flush()
+    await asyncio.gather(*(worker.tasks.create("x") for _ in range(20)))
+    await worker.flush()
 
-    assert await sweep(worker.service) == [0]
+    assert await sweep(worker.publisher) == [0]
 
     assert redis_client.xlen(stream_key) == 20
 
@@ -85,16 +85,16 @@ async def test_task_that_is_not_due_is_left_alone(worker: Worker, database_url: 
         "UPDATE task SET published_at = NULL, due_at = clock_timestamp() + interval '1 hour'",
     )
 
-    assert await sweep(worker.service) == [0]
+    assert await sweep(worker.publisher) == [0]
 
     query(database_url, "UPDATE task SET due_at = clock_timestamp()")
-    assert await sweep(worker.service) == [1, 0]
+    assert await sweep(worker.publisher) == [1, 0]
 
 
 async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
-    await sweep(worker.service)  # the group is new
+    await sweep(worker.publisher)  # the group is new
     lost, kept = await worker.create(), await worker.create()
     redis_client.xdel(stream_key, redis_client.xrange(stream_key)[0][0])
     query(database_url, AGE)
@@ -103,7 +103,7 @@ async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     redis_client.xgroup_create(stream_key, "tasksvc", id="0", mkstream=True)
     redis_client.xadd(stream_key, {"id": kept.id})
 
-    assert await eventually(Relay(worker.service, 1.0).run_once) == 2
+    assert await eventually(Relay(worker.publisher, 1.0).run_once) == 2
 
     assert Counter(published(redis_client, stream_key)) == {lost.id: 1, kept.id: 2}
 
@@ -112,15 +112,15 @@ async def test_what_a_consumer_is_just_claiming_is_not_lost(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
     """The last of a backlog: nothing waits any more, and it is old and pending still."""
-    await sweep(worker.service)  # the group is new
+    await sweep(worker.publisher)  # the group is new
     task = await worker.create()
     grow_old(redis_client, stream_key, database_url, task.id)
-    assert await worker.service.publish_due() == 0
+    assert await worker.publish_due() == 0
     redis_client.xreadgroup("tasksvc", "somebody", {stream_key: ">"})
 
-    assert await worker.service.publish_due() == 0
+    assert await worker.publish_due() == 0
 
-    assert await eventually(worker.service.publish_due) == 1, "it was given out, and not claimed"
+    assert await eventually(worker.publish_due) == 1, "it was given out, and not claimed"
 
 
 async def test_long_backlog_holds_the_watermark_back(
@@ -132,14 +132,14 @@ async def test_long_backlog_holds_the_watermark_back(
 ) -> None:
     """What waits in the stream as long as it waits in the table is not taken for lost."""
     former = make_worker()
-    await sweep(former.service)  # the group is new
+    await sweep(former.publisher)  # the group is new
     task = await former.create()
     grow_old(redis_client, stream_key, database_url, task.id)
     monkeypatch.setattr("tasksvc.publisher._CLAIM_SECONDS", 0)
 
     worker = make_worker()
     for _ in range(3):
-        assert await sweep(worker.service) == [0]
+        assert await sweep(worker.publisher) == [0]
 
     assert redis_client.xlen(stream_key) == 1
 
@@ -168,12 +168,12 @@ async def test_sweep_after_the_loss_of_the_group_publishes_the_whole_backlog_onc
             redis_client.set(stream_key, "not a stream")
     await notice_loss(stream)
 
-    steps = await sweep(worker.service)
+    steps = await sweep(worker.publisher)
 
     assert sum(steps) == 3000
     assert Counter(published(redis_client, stream_key)) == dict.fromkeys(ids, 1)
     assert not stream.lost_at
-    assert await sweep(worker.service) == [0]
+    assert await sweep(worker.publisher) == [0]
 
 
 async def test_group_that_is_found_missing_by_the_relay_is_swept_at_once(
@@ -187,7 +187,7 @@ async def test_group_that_is_found_missing_by_the_relay_is_swept_at_once(
     redis_client.xgroup_destroy(stream_key, "tasksvc")
     redis_client.xtrim(stream_key, maxlen=0, approximate=False)
 
-    assert await Relay(worker.service, 1.0).run_once() == 10
+    assert await Relay(worker.publisher, 1.0).run_once() == 10
 
 
 async def test_what_is_created_after_the_loss_is_not_swept_up(
@@ -204,7 +204,7 @@ async def test_what_is_created_after_the_loss_is_not_swept_up(
     await notice_loss(stream)
     later = [(await worker.create()).id for _ in range(5)]
 
-    await sweep(worker.service)
+    await sweep(worker.publisher)
 
     assert Counter(published(redis_client, stream_key)) == dict.fromkeys(ids + later, 1)
 
@@ -221,12 +221,12 @@ async def test_second_loss_during_a_sweep_is_swept_too(
     query(database_url, AGE)
     redis_client.delete(stream_key)
     await notice_loss(stream)
-    assert await Relay(worker.service, 1.0).run_once() == 1000
+    assert await Relay(worker.publisher, 1.0).run_once() == 1000
     query(database_url, AGE)
     redis_client.delete(stream_key)
     await notice_loss(stream)
 
-    assert sum(await sweep(worker.service)) == 2500
+    assert sum(await sweep(worker.publisher)) == 2500
 
     assert Counter(published(redis_client, stream_key)) == dict.fromkeys(ids, 1)
 
@@ -241,12 +241,12 @@ async def test_sweep_stops_at_a_full_stream_and_goes_on_later(
     ids = await backlog(store, stream, 30)
     redis_client.delete(stream_key)
     stream._max_entries = 20
-    await sweep(worker.service)
+    await sweep(worker.publisher)
     assert redis_client.xlen(stream_key) == 20
 
-    entries = await stream.read(str(worker.service.worker_id), 1, 20)
+    entries = await stream.read(str(worker.service.id), 1, 20)
     await stream.acknowledge([entry for entry, _ in entries])
-    await sweep(worker.service)
+    await sweep(worker.publisher)
 
     again = published(redis_client, stream_key)
     assert sorted([id for _, id in entries if id] + list(again)) == sorted(ids)
@@ -269,10 +269,10 @@ async def test_publication_that_fails_is_taken_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "publish", refuse)
-        await Relay(worker.service, 1.0).run_once()
+        await Relay(worker.publisher, 1.0).run_once()
     assert query(database_url, "SELECT published_at FROM task") == [(None,)]
 
-    assert await sweep(worker.service) == [1, 0]
+    assert await sweep(worker.publisher) == [1, 0]
     assert published(redis_client, stream_key) == [task.id]
 
 
@@ -298,7 +298,7 @@ async def test_publication_that_can_not_be_taken_back_is_found_by_its_age(
         task = await worker.create()
     assert redis_client.xlen(stream_key) == 0
 
-    await eventually(lambda: Relay(worker.service, 1.0).run_once(), 30)
+    await eventually(lambda: Relay(worker.publisher, 1.0).run_once(), 30)
 
     assert published(redis_client, stream_key) == [task.id]
 
@@ -310,11 +310,11 @@ async def test_relays_of_many_processes_publish_each_task_once(
     stream_key: str,
     database_url: str,
 ) -> None:
-    services = [make_worker(lost_margin_seconds=60).service for _ in range(4)]
+    workers = [make_worker(lost_margin_seconds=60) for _ in range(4)]
     tasks = [NewTask(str(uuid_utils.uuid7()), "x", 3, None, False) for _ in range(3000)]
     await store.insert_tasks(tasks)
 
-    while sum(await asyncio.gather(*(service.publish_due() for service in services))):
+    while sum(await asyncio.gather(*(worker.publish_due() for worker in workers))):
         pass
 
     ids = [task.id for task in tasks]
@@ -328,10 +328,10 @@ async def test_look_that_waits_for_its_statement_takes_nothing_new_for_lost(
     await notice_loss(worker.stream, seconds_ago=0)
     session = store._sessions["duty"]
     async with session._turn:
-        looking = asyncio.create_task(worker.service.publish_due())
+        looking = asyncio.create_task(worker.publish_due())
         await eventually(lambda: session._turn._waiters)
         await worker.create()
-        await worker.service.flush()
+        await worker.flush()
         await asyncio.sleep(0.3)  # the task is older now than the loss was at the look
 
     assert await looking == 0

@@ -50,11 +50,11 @@ async def rescuer(make_worker: MakeWorker, store: TaskStore) -> Worker:
 
 async def rescue(worker: Worker) -> float | None:
     """A look of one whose lease is short; what it does after that takes as long as it likes."""
-    worker.service._lease_seconds = LEASE_SECONDS
+    worker.rescue._lease_seconds = LEASE_SECONDS
     try:
-        return await worker.service.rescue()
+        return await worker.rescue.run()
     finally:
-        worker.service._lease_seconds = 3600.0
+        worker.rescue._lease_seconds = 3600.0
 
 
 async def test_tasks_of_the_dead_are_charged_and_run_elsewhere(
@@ -65,7 +65,7 @@ async def test_tasks_of_the_dead_are_charged_and_run_elsewhere(
     redis_client: redis.Redis,
     stream_key: str,
 ) -> None:
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
 
     await rescue(rescuer)
 
@@ -73,8 +73,8 @@ async def test_tasks_of_the_dead_are_charged_and_run_elsewhere(
     assert redis_client.xlen(stream_key) == 2, "the old entries are gone, the new ones are there"
     assert redis_client.xpending(stream_key, "tasksvc")["pending"] == 0
     consumers = redis_client.xinfo_consumers(stream_key, "tasksvc")
-    assert not [each for each in consumers if str(doomed.service.worker_id) in each["name"]]
-    assert query(database_url, "SELECT id FROM worker") == [(rescuer.service.worker_id,)]
+    assert not [each for each in consumers if str(doomed.service.id) in each["name"]]
+    assert query(database_url, "SELECT id FROM worker") == [(rescuer.service.id,)]
     assert rescuer.metrics.tasks_rescued.value == 2
 
     await rescuer.work()
@@ -101,10 +101,10 @@ async def test_next_look_comes_when_the_next_lease_could_run_out(
     query(
         database_url,
         "UPDATE worker SET expires_at = clock_timestamp() + interval '2 seconds' WHERE id = %s",
-        other.service.worker_id,
+        other.service.id,
     )
-    step = Rescuer(rescuer.service, 10.0)
-    rescuer.service._lease_seconds = LEASE_SECONDS
+    step = Rescuer(rescuer.rescue, 10.0)
+    rescuer.rescue._lease_seconds = LEASE_SECONDS
 
     await step.run_once()
 
@@ -112,7 +112,7 @@ async def test_next_look_comes_when_the_next_lease_could_run_out(
 
 
 async def test_rescuer_does_not_declare_itself_dead(rescuer: Worker, database_url: str) -> None:
-    lapse(database_url, rescuer.service.worker_id)
+    lapse(database_url, rescuer.service.id)
 
     await rescue(rescuer)
 
@@ -126,12 +126,12 @@ async def test_task_whose_attempts_are_spent_ends_as_failed(
     await doomed.service.register()
     task = await doomed.create()
     await doomed.take()
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
 
     await rescue(rescuer)
 
     assert rows() == [("failed", 1, 1)]
-    error = (await rescuer.service.get(task.id)).error
+    error = (await rescuer.tasks.get(task.id)).error
     assert error is not None
     assert error["type"] == "WorkerLost"
 
@@ -140,7 +140,7 @@ async def test_zombie_changes_nothing_and_registers_anew(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     held = doomed.service.held
-    before = doomed.service.worker_id
+    before = doomed.service.id
     lapse(database_url, before)
     await rescue(rescuer)
 
@@ -158,7 +158,7 @@ async def test_nobody_is_charged_before_those_who_live_could_say_so(
     doomed: Worker, rescuer: Worker, store: TaskStore, rows: Rows, database_url: str
 ) -> None:
     """PostgreSQL was away for longer than a lease: everybody's has run out."""
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
     store._database.is_up = False
     assert (await rescue(rescuer)) == LEASE_SECONDS
     assert rows() == [("processing", 1, 0)] * 2
@@ -175,7 +175,7 @@ async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
 ) -> None:
     """Those who live wait for the same lock, to renew their leases."""
     await rescue(rescuer)  # it has looked before, and its statement is prepared
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
     locking = psycopg2.connect(database_url)
     try:
         locking.cursor().execute("LOCK TABLE worker")
@@ -195,7 +195,7 @@ async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
 async def test_nobody_is_declared_dead_soon_after_the_workers_could_not_be_asked_for(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
     query(database_url, "ALTER TABLE worker RENAME TO elsewhere")
     with pytest.raises(StoreUnavailable):
         await rescue(rescuer)
@@ -221,7 +221,7 @@ async def test_half_done_rescue_is_ended_by_the_next(
     async def be_away(*args: Any) -> Any:
         raise StoreUnavailable
 
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
     with monkeypatch.context() as patch:
         patch.setattr(store, "rescue_tasks", be_away)
         with pytest.raises(StoreUnavailable):
@@ -231,14 +231,14 @@ async def test_half_done_rescue_is_ended_by_the_next(
     await rescue(rescuer)
 
     assert rows() == [("pending", 1, 1)] * 2
-    assert query(database_url, "SELECT id FROM worker") == [(rescuer.service.worker_id,)]
+    assert query(database_url, "SELECT id FROM worker") == [(rescuer.service.id,)]
 
 
 async def test_two_rescuers_charge_once(
     doomed: Worker, rescuer: Worker, make_worker: MakeWorker, rows: Rows, database_url: str
 ) -> None:
     other = make_worker(lease_seconds=3600)
-    lapse(database_url, doomed.service.worker_id)
+    lapse(database_url, doomed.service.id)
 
     await asyncio.gather(rescue(rescuer), rescue(other))
 
@@ -254,7 +254,7 @@ async def test_worker_that_was_killed_before_it_registered_leaves_no_consumer(
     assert await stream.read(stranger, 1, 10)
 
     await rescue(rescuer)
-    await rescuer.service.publish_due()
+    await rescuer.publish_due()
     await rescuer.work()
 
     assert redis_client.xlen(stream_key) == 0
@@ -270,7 +270,7 @@ async def test_consumers_of_the_living_stay(
     await rescue(rescuer)
 
     names = {each["name"] for each in redis_client.xinfo_consumers(stream_key, "tasksvc")}
-    assert names == {f"{doomed.service.worker_id}/1", f"{rescuer.service.worker_id}/1"}
+    assert names == {f"{doomed.service.id}/1", f"{rescuer.service.id}/1"}
     assert redis_client.xpending(stream_key, "tasksvc")["pending"] == 2
 
 
@@ -278,10 +278,10 @@ async def test_canceled_task_is_not_rescued(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     canceled = next(iter(doomed.service.held))
-    await rescuer.service.cancel(canceled)
-    lapse(database_url, doomed.service.worker_id)
+    await rescuer.tasks.cancel(canceled)
+    lapse(database_url, doomed.service.id)
 
     await rescue(rescuer)
 
     assert set(rows()) == {("canceled", 1, 0), ("pending", 1, 1)}
-    assert (await rescuer.service.get(canceled)).status is Status.CANCELED
+    assert (await rescuer.tasks.get(canceled)).status is Status.CANCELED

@@ -29,6 +29,7 @@ from tasksvc.service import TaskService
 from tasksvc.store.database import Database
 from tasksvc.store.schedule_store import ScheduleStore
 from tests.harness import eventually, query
+from tests.services import MakeServices
 
 Make = Callable[[], ScheduleService]
 
@@ -39,14 +40,14 @@ MADE = "SELECT schedule, scheduled_for FROM task ORDER BY schedule, scheduled_fo
 
 @pytest.fixture
 async def make_schedules(
-    database_url: str, make_task_service: Callable[..., TaskService], metrics: Metrics
+    database_url: str, make_services: MakeServices, metrics: Metrics
 ) -> AsyncIterator[Make]:
     """Makes services of schedules, each with connections of its own, as processes have."""
     stores = []
 
     def make() -> ScheduleService:
         stores.append(ScheduleStore(Database(database_url)))
-        return ScheduleService(stores[-1], make_task_service(), metrics)
+        return ScheduleService(stores[-1], make_services().tasks, metrics)
 
     yield make
     for store in stores:

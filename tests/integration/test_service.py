@@ -21,7 +21,6 @@ from tasksvc.domain.errors import (
 from tasksvc.domain.outcome import COMPLETED, Finish
 from tasksvc.domain.task import Claim, Status
 from tasksvc.embedded import EmbeddedRedis
-from tasksvc.service import TaskService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
@@ -70,24 +69,24 @@ async def test_task_created_without_redis_is_published_when_it_is_back(
 
     task = await own_worker.create()
 
-    assert (await own_worker.service.get(task.id)).status is Status.PENDING
+    assert (await own_worker.tasks.get(task.id)).status is Status.PENDING
     assert query(database_url, UNPUBLISHED) == [(1,)]
     with pytest.raises(StreamUnavailable):
-        await own_worker.service.publish_due()
+        await own_worker.publish_due()
 
     own_redis.start()
 
-    await eventually_publishes(own_worker.service)
+    await eventually_publishes(own_worker)
     assert (await own_stream.measure())[0] == 1
     assert query(database_url, UNPUBLISHED) == [(0,)]
     await own_worker.work()
-    assert (await own_worker.service.get(task.id)).status is Status.COMPLETED
+    assert (await own_worker.tasks.get(task.id)).status is Status.COMPLETED
 
 
-async def eventually_publishes(service: TaskService) -> None:
+async def eventually_publishes(worker: Worker) -> None:
     async def publishes() -> int:
         try:
-            return await service.publish_due()
+            return await worker.publish_due()
         except StreamUnavailable:  # it makes the group first
             return 0
 
@@ -104,7 +103,7 @@ async def test_redis_out_of_memory_leaves_the_task_to_the_relay(
         assert query(database_url, UNPUBLISHED) == [(2,)]
         client.config_set("maxmemory", "0")
 
-    assert await own_worker.service.publish_due() == 2
+    assert await own_worker.publish_due() == 2
     assert (await own_stream.measure())[0] == 2
 
 
@@ -128,16 +127,16 @@ async def test_full_stream_takes_what_fits_and_the_rest_follows(
     stream._max_entries = 3
     worker = make_worker()
     await worker.service.register()
-    await asyncio.gather(*(worker.service.create("x") for _ in range(5)))
-    await worker.service.flush()
+    await asyncio.gather(*(worker.tasks.create("x") for _ in range(5)))
+    await worker.flush()
     assert (await stream.measure())[0] == 3
     assert query(database_url, UNPUBLISHED) == [(2,)]
-    assert await worker.service.publish_due() == 0
+    assert await worker.publish_due() == 0
 
-    entries = await stream.read(str(worker.service.worker_id), 1, 2)
+    entries = await stream.read(str(worker.service.id), 1, 2)
     await stream.acknowledge([entry for entry, _ in entries])
 
-    assert await worker.service.publish_due() == 2
+    assert await worker.publish_due() == 2
     assert (await stream.measure())[0] == 3
     assert query(database_url, UNPUBLISHED) == [(0,)]
 
@@ -171,7 +170,7 @@ async def test_answer_to_an_insert_that_was_lost_is_found_by_the_second_try(
 
     task = await worker.create()
 
-    assert (await worker.service.get(task.id)).id == task.id
+    assert (await worker.tasks.get(task.id)).id == task.id
     assert len(rows()) == 1
 
 
@@ -207,7 +206,7 @@ async def test_finish_of_an_attempt_that_is_not_the_current_one_changes_nothing(
     await other.service.register()
     task = await zombie.create()
     await zombie.service.claim([task.id])
-    held = dict(zombie.service._held)
+    held = zombie.service.held
     await zombie.service.leave()
     await other.service.claim([task.id])
 
@@ -235,13 +234,13 @@ async def test_of_many_cancels_one_wins(worker: Worker) -> None:
     task = await worker.create()
 
     answers = await asyncio.gather(
-        *(worker.service.cancel(task.id) for _ in range(5)), return_exceptions=True
+        *(worker.tasks.cancel(task.id) for _ in range(5)), return_exceptions=True
     )
 
     assert sum(isinstance(each, TaskIsFinal) for each in answers) == 4
-    assert (await worker.service.get(task.id)).status is Status.CANCELED
+    assert (await worker.tasks.get(task.id)).status is Status.CANCELED
     with pytest.raises(TaskNotFound):
-        await worker.service.cancel(NOBODY)
+        await worker.tasks.cancel(NOBODY)
 
 
 async def test_leave_hands_back_and_charges_nobody(
@@ -254,7 +253,7 @@ async def test_leave_hands_back_and_charges_nobody(
     for _ in range(3):
         await worker.create()
     claimed = [task for (task,) in query(database_url, "SELECT id FROM task")]
-    await worker.stream.read(str(worker.service.worker_id), 1, 10)
+    await worker.stream.read(str(worker.service.id), 1, 10)
     await worker.service.claim(claimed)
 
     await worker.service.leave()
@@ -315,8 +314,8 @@ async def test_claim_whose_answer_was_lost_is_settled_by_the_heartbeat(
 
     async def is_done() -> bool:
         await worker.service.renew_lease()
-        await worker.service.flush()
-        await eventually_looks(worker.service)
+        await worker.flush()
+        await eventually_looks(worker)
         await worker.work()
         return rows()[0][0] == "completed"
 
@@ -324,11 +323,11 @@ async def test_claim_whose_answer_was_lost_is_settled_by_the_heartbeat(
     assert rows() == [("completed", 2, 0)]
 
 
-async def eventually_looks(service: TaskService) -> None:
+async def eventually_looks(worker: Worker) -> None:
     try:
-        await service.publish_due()
+        await worker.publish_due()
     except StreamUnavailable:
-        await service.publish_due()
+        await worker.publish_due()
 
 
 async def test_settling_keeps_what_is_held(
@@ -349,7 +348,7 @@ async def test_settling_keeps_what_is_held(
     assert rows() == [("processing", 1, 0)] * 2
 
     await worker.service.renew_lease()
-    await worker.service.flush()
+    await worker.flush()
 
     assert rows() == [("processing", 1, 0), ("pending", 1, 0)]
 
@@ -379,21 +378,21 @@ async def test_progress_that_cannot_be_kept_fails_no_run(
     with monkeypatch.context() as patch:
         patch.setattr(store, "keep_progress", be_away)
         await worker.service.report(claim, 0.5, "half")
-    assert (await worker.service.get(task.id)).progress is None
+    assert (await worker.tasks.get(task.id)).progress is None
 
     await worker.service.report(claim, 7, "done \0 \ud83d")
 
     kept = {"fraction": 1.0, "message": "done \0 ?"}
-    assert (await worker.service.get(task.id)).progress == kept
+    assert (await worker.tasks.get(task.id)).progress == kept
 
 
 async def test_flush_waits_for_what_is_under_way(
     worker: Worker, redis_client: redis.Redis, stream_key: str
 ) -> None:
-    creating = [asyncio.ensure_future(worker.service.create("x")) for _ in range(300)]
+    creating = [asyncio.ensure_future(worker.tasks.create("x")) for _ in range(300)]
     await asyncio.sleep(0)
 
-    await worker.service.flush()
+    await worker.flush()
 
     assert all(task.done() for task in creating)
     assert redis_client.xlen(stream_key) == 300

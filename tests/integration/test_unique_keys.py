@@ -24,6 +24,7 @@ from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
+from tests.services import Services
 
 UNIQUE = Options(unique_key="u")
 
@@ -41,19 +42,7 @@ async def processes(
 ) -> AsyncIterator[list[TaskService]]:
     """Services with connections of their own."""
     stores = [TaskStore(Database(database_url)) for _ in range(4)]
-    services = [
-        TaskService(
-            store,
-            stream,
-            metrics,
-            max_attempts=3,
-            lease_seconds=5.0,
-            lost_margin_seconds=0.5,
-            group_size=100,
-            max_waiting=1000,
-        )
-        for store in stores
-    ]
+    services = [Services.over(store, stream, metrics).tasks for store in stores]
     yield services
     for service, store in zip(services, stores, strict=True):
         await service.flush()

@@ -1,0 +1,284 @@
+"""This process as a worker: its lease, and the tasks that it holds under it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+import uuid_utils
+
+from tasksvc.domain.attempt import AttemptOutcome
+from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
+from tasksvc.domain.outcome import Finish
+from tasksvc.domain.task import Canceled, Claim, Progress, Status
+from tasksvc.metrics import Metrics
+from tasksvc.publisher import Publisher
+from tasksvc.store.group import Group
+from tasksvc.store.task_store import TaskStore
+from tasksvc.stream.task_stream import TaskStream
+
+log = structlog.get_logger(__name__)
+
+_AFTER_FAILURE = {
+    Status.PENDING: AttemptOutcome.RETRIED,
+    Status.FAILED: AttemptOutcome.FAILED,
+}
+"""What a failed run is called, by what became of its task."""
+
+
+class WorkerService:
+    """register, renew_lease, leave for the lease; claim, report, finish for the tasks under it.
+
+    Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
+    """
+
+    def __init__(
+        self,
+        store: TaskStore,
+        stream: TaskStream,
+        publisher: Publisher,
+        metrics: Metrics,
+        kinds: Mapping[str, int | None],
+        *,
+        lease_seconds: float,
+        group_size: int,
+        max_waiting: int,
+    ) -> None:
+        """`kinds` are those that this process serves."""
+        self._store = store
+        self._stream = stream
+        self._publisher = publisher
+        self._metrics = metrics
+        self._kinds = kinds
+        self._attempts_failed = {
+            (kind, status): metrics.attempts_failed(kind, then)
+            for kind in kinds
+            for status, then in _AFTER_FAILURE.items()
+        }
+        self._lease_seconds = lease_seconds
+
+        self.id: str | None = None
+        """Who this process is while it holds a lease."""
+        self._held: dict[str, Claim | None] = {}  # None while the claim is under way
+        self._doubtful_until = 0.0
+        self._must_settle = False
+        self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
+        """Told of held tasks that are this worker's no longer: canceled, or rescued."""
+
+        self._background: set[asyncio.Task[None]] = set()
+
+        bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
+        self._claims: Group[str, Claim | None] = Group(
+            "claim", self._claim, observe=metrics.group_size("claim"), **bounds
+        )
+        self._progresses: Group[Progress, None] = Group(
+            "progress", self._keep_progress, observe=metrics.group_size("progress"), **bounds
+        )
+        self._finishes: Group[Finish, bool] = Group(
+            "finish", self._finish, observe=metrics.group_size("finish"), **bounds
+        )
+
+    # The lease.
+
+    async def register(self) -> None:
+        """Makes this process a worker, with a lease."""
+        id = str(uuid_utils.uuid7())
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        await self._store.register_worker(id, name, self._lease_seconds, self._kinds)
+        self.id = id
+        log.info("Registered", action="registered", worker_id=id)
+
+    async def renew_lease(self) -> int:
+        """How many of the held tasks turned out to be no longer this worker's.
+
+        Raises LeaseLost when the worker was declared dead: all of them are lost then.
+        """
+        held = self.held
+        if self.id is None:
+            raise LeaseLost
+        try:
+            # A connection that hangs must not cost the lease: there is time for another try.
+            async with asyncio.timeout(self._lease_seconds / 3):
+                is_renewed, lost = await self._store.renew_lease(self.id, held, self._lease_seconds)
+        except TimeoutError:
+            raise StoreUnavailable from None
+        if not is_renewed:
+            self.on_lost(list(held))
+            raise LeaseLost
+        # What was finished in the meantime is not lost.
+        still_held = self.held
+        lost = [id for id in lost if still_held.get(id) == held[id]]
+        self.on_lost(lost)
+        if time.monotonic() < self._doubtful_until:
+            self._must_settle = True
+            self._spawn(self._settle())
+        return len(lost)
+
+    async def leave(self) -> None:
+        """Hands back all that this worker still holds, and ends its lease. Nobody is charged."""
+        id, self.id = self.id, None
+        if id is None:
+            return
+        released = await self._store.release_tasks(id)
+        # A claim may be under way whose caller is gone. This waits for it, and none comes later.
+        await self._store.retire_worker(id)
+        released += await self._store.release_tasks(id)
+        self._held.clear()
+        if released:
+            log.info("Handed back", action="released", tasks=len(released))
+        await self._store.forget_workers([id])
+        await self._publisher.take_back(id)
+        with suppress(StreamUnavailable):
+            await self._publisher.publish_due()
+
+    # The tasks.
+
+    @property
+    def held(self) -> dict[str, int]:
+        """The tasks that this process holds, with their attempts."""
+        return {id: claim.attempt for id, claim in self._held.items() if claim is not None}
+
+    async def find_due(self, limit: int) -> list[str]:
+        """Tasks to claim while there is no stream."""
+        return await self._store.find_due_tasks(limit, self._kinds)
+
+    async def claim(self, ids: Sequence[str]) -> list[Claim]:
+        """Those of the ids that this worker holds from now on; the rest is nobody's concern here:
+        final, held elsewhere, not due, or held here already."""
+        wanted = [id for id in dict.fromkeys(ids) if id not in self._held]
+        if not wanted:
+            return []
+        self._held.update(dict.fromkeys(wanted))
+        claims: list[Claim] = []
+        try:
+            claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
+        except BaseException:
+            self._doubt()
+            raise
+        finally:
+            for id in wanted:
+                self._held.pop(id, None)
+            self._held.update((claim.id, claim) for claim in claims)
+        for claim in claims:
+            self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
+        return claims
+
+    async def hand_on(self, ids: Sequence[str]) -> None:
+        """Those of the ids that this process can't start are told again when it is time: of kinds
+        that it does not serve, or of queues that let none start."""
+        if self.id is not None and await self._store.unpublish_refused_tasks(self.id, ids):
+            self._publisher.on_due_in(0.0)  # a queue may have got room since
+
+    async def report(self, claim: Claim, fraction: float, message: str) -> None:
+        """Keeps how far a run has come, if it is still the current one. Raises nothing when
+        PostgreSQL is away: a run must not fail for what is only said about it."""
+        progress = Progress.of(claim, fraction, message)
+        with suppress(Unavailable):
+            await self._progresses.join(progress)
+
+    async def finish(self, finishes: Sequence[Finish]) -> None:
+        """Writes what the attempts came to, where they are still the current ones."""
+        written = await self._finishes.join_all(finishes)
+        for finish, is_written in zip(finishes, written, strict=True):
+            self.drop(finish.id)
+            self._count(finish, is_written)
+            if finish.outcome.status is Status.PENDING:
+                self._publisher.on_due_in(finish.outcome.delay_seconds)
+
+    def drop(self, id: str) -> None:
+        """This process no longer holds the task."""
+        claim = self._held.pop(id, None)
+        if claim is not None and claim.queue:
+            self._publisher.on_due_in(0.0)  # there may be room in the queue now
+
+    def stop_handlers(self, canceled: Sequence[Canceled]) -> None:
+        """Stops what runs of the canceled tasks, here and elsewhere."""
+        running = [each for each in canceled if each.worker_id is not None]
+        self.on_lost([each.task.id for each in running if each.worker_id == self.id])
+        if any(each.task.queue for each in running):
+            self._publisher.on_due_in(0.0)
+        elsewhere = [each.task.id for each in running if each.worker_id != self.id]
+        if elsewhere:
+            self._spawn(self._publish_canceled(elsewhere))
+
+    async def flush(self) -> None:
+        """Waits until every group is written, and what was canceled is told elsewhere."""
+        for group in (self._claims, self._progresses, self._finishes):
+            await group.drain()
+        while self._background:
+            await asyncio.wait(self._background)
+
+    # The groups: each takes many and gives one result for each.
+
+    async def _claim(self, ids: list[str]) -> list[Claim | None]:
+        worker_id = self.id
+        if worker_id is None:
+            raise LeaseLost
+        if self._must_settle:
+            # Here no other claim of this process is under way.
+            self._must_settle = False
+            if released := await self._store.release_tasks(worker_id, self._held):
+                log.warning("Handed back", action="settled", tasks=len(released))
+        if not ids:
+            return []
+        run_again = self._store.claims_run_again
+        claimed = {claim.id: claim for claim in await self._store.claim_tasks(worker_id, ids)}
+        if self._store.claims_run_again > run_again:
+            self._doubt()
+        if not claimed:  # all of them taken elsewhere, or this worker was declared dead?
+            is_renewed, _ = await self._store.renew_lease(worker_id, {}, self._lease_seconds)
+            if not is_renewed:
+                raise LeaseLost
+        return [claimed.get(id) for id in ids]
+
+    async def _keep_progress(self, progresses: list[Progress]) -> list[None]:
+        last = {each.id: each for each in progresses}
+        await self._store.keep_progress(list(last.values()))
+        return [None] * len(progresses)
+
+    async def _finish(self, finishes: list[Finish]) -> list[bool]:
+        written = set(await self._store.finish_tasks(finishes))
+        rest = [finish for finish in finishes if finish.id not in written]
+        if rest:  # fenced off, or the answer to a first try was lost
+            written.update(await self._store.find_finished_tasks(rest))
+        return [finish.id in written for finish in finishes]
+
+    # Below.
+
+    def _doubt(self) -> None:
+        """A claim may have taken, or may still take, what nobody here knows of."""
+        doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
+        self._doubtful_until = time.monotonic() + doubt_seconds
+
+    async def _settle(self) -> None:
+        """Has the claims' group hand back what the database says that this worker holds, and it
+        does not know of: the work of claims whose answers were lost."""
+        with suppress(Unavailable):
+            await self._claims.join_all(())
+
+    def _count(self, finish: Finish, is_written: bool) -> None:
+        if not is_written:
+            self._metrics.results_fenced.add()
+            log.info("Too late", action="fenced", task_id=finish.id, attempt=finish.attempt)
+        elif finish.outcome.status is Status.COMPLETED:
+            self._metrics.task_processing_successes.add()
+        elif finish.outcome.is_charged:
+            self._metrics.task_processing_fails.add()
+            self._attempts_failed[finish.kind, finish.outcome.status].add()
+
+    async def _publish_canceled(self, ids: list[str]) -> None:
+        try:
+            await self._stream.publish_canceled(ids)
+        except StreamUnavailable:
+            log.debug("The next heartbeat stops them", action="canceled_untold", tasks=len(ids))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
