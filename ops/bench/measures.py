@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import redis
 
-from ops.bench import backlog, children
+from ops.bench import backlog, children, stores
 from ops.bench.children import BenchError, Child
 from ops.bench.load import CONTENT_BYTES, create, get
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -98,6 +98,12 @@ class Bench:
         return name
 
     # The measures of a round.
+
+    def pgbench(self) -> Found:
+        return stores.pgbench(self)
+
+    def redis_benchmark(self) -> Found:
+        return stores.redis_benchmark(self)
 
     def echo_creates(self) -> Found:
         return self._load(self.echo, [CREATE], 201)

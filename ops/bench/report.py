@@ -6,13 +6,13 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from ops.bench import plot
+from ops.bench import plot, stores
 from ops.bench.children import ROOT
 from ops.bench.measures import Bench, Found
 
@@ -24,6 +24,15 @@ MEASURES = {
     "reads_final": ("reads of a final task", "echo_reads"),
 }
 """Each with its words, and what it is divided by."""
+
+STORES = {
+    "pgbench": f"`pgbench`: a row a commit, {stores.ROW_CLIENTS} clients",
+    "redis_benchmark": f"`redis-benchmark`: an `XADD` a call, {stores.ENTRY_CLIENTS} clients",
+}
+"""What the stores do alone, in words."""
+
+BESIDE_STORES = ("creates", "lives", "drain")
+"""What is divided by each of them, too."""
 
 _FIGURES = {
     "p50_ms": "{:.1f}",
@@ -56,18 +65,18 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """For each measure the median and the spread of its ratios, each to its own round's echo."""
+    """For each measure the median and the spread of its ratios, each to its own round's reference.
+
+    What the stores do alone is missing where their programs are."""
     found: dict[str, Any] = {}
     for name, (_, reference) in MEASURES.items():
-        ratios = [each[name]["rate"] / each[reference]["rate"] for each in rounds]
-        found[name] = {
-            "ratio": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-            **_medians(each[name] for each in rounds),
-        }
+        found[name] = _spread(rounds, name, reference) | _medians(rounds, name)
     for name in {reference for _, reference in MEASURES.values()}:
-        found[name] = _medians(each[name] for each in rounds)
+        found[name] = _medians(rounds, name)
+    for name in STORES:
+        if all(name in each for each in rounds):
+            beside = {other: _spread(rounds, other, name) for other in BESIDE_STORES}
+            found[name] = {**_medians(rounds, name), "beside": beside}
     return found
 
 
@@ -90,12 +99,12 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (words, _) in MEASURES.items():
-        each = found[name]
-        ratio = f"**{each['ratio']:.2f}** ({each['lowest']:.2f}–{each['highest']:.2f})"
-        lines.append(f"| {words} | {ratio} | {_row(each)} |")
+        lines.append(f"| {words} | {_ratio(found[name])} | {_row(found[name])} |")
     for name, words in (("echo_creates", "echo of a create"), ("echo_reads", "echo of a read")):
         lines.append(f"| {words} | 1 | {_row(found[name])} |")
     lines += [
+        "",
+        *beside_stores(found),
         "",
         *_beside(results["beside"]),
         "",
@@ -118,6 +127,23 @@ def picture(results: dict[str, Any]) -> str:
     return plot.chart(
         "tasksvc beside a bare aiohttp echo", subtitle, plot.bars(results["summary"], words)
     )
+
+
+def beside_stores(found: dict[str, Any]) -> list[str]:
+    """The stores alone, and what the service makes of them."""
+    words = [MEASURES[name][0] for name in BESIDE_STORES]
+    lines = [
+        f"| the stores alone | a second | {' | '.join(f'{each}: ratio' for each in words)} |",
+        f"|---|---|{'---|' * len(words)}",
+    ]
+    for name, title in STORES.items():
+        if name in found:
+            ratios = [_ratio(found[name]["beside"][other]) for other in BESIDE_STORES]
+            cells = [f"{found[name]['rate']:,.0f}", *ratios]
+        else:
+            cells = ["not installed", *("–" for _ in words)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
 
 
 def _beside(beside: dict[str, Any]) -> list[str]:
@@ -153,15 +179,23 @@ def _row(found: dict[str, float]) -> str:
     return " | ".join(cells)
 
 
-def _medians(measured: Iterable[Found]) -> dict[str, float]:
-    all_found = list(measured)
+def _ratio(found: dict[str, float]) -> str:
+    return f"**{found['ratio']:.2f}** ({found['lowest']:.2f}–{found['highest']:.2f})"
 
+
+def _spread(rounds: Sequence[Round], name: str, reference: str) -> dict[str, float]:
+    ratios = [each[name]["rate"] / each[reference]["rate"] for each in rounds]
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def _medians(rounds: Sequence[Round], name: str) -> dict[str, float]:
+    all_found = [each[name] for each in rounds]
     found: dict[str, float] = {}
-    for name in ("rate", "p50_ms", "p99_ms"):
-        if name in all_found[0]:
-            found[name] = statistics.median(each[name] for each in all_found)
-    for name in all_found[0].get("cpu", ()):
-        found[f"{name}_cpu_us"] = statistics.median(each["cpu"][name] for each in all_found)
+    for figure in ("rate", "p50_ms", "p99_ms"):
+        if figure in all_found[0]:
+            found[figure] = statistics.median(each[figure] for each in all_found)
+    for process in all_found[0].get("cpu", ()):
+        found[f"{process}_cpu_us"] = statistics.median(each["cpu"][process] for each in all_found)
     return found
 
 

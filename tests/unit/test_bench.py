@@ -1,11 +1,13 @@
 """The bench's own arithmetic and its load, against a server that misbehaves on purpose."""
 
 import asyncio
+import re
 from xml.etree import ElementTree
 
 import pytest
 
-from ops.bench import load, paced, plot, report
+from ops.bench import load, paced, plot, report, stores
+from ops.bench.children import BenchError
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,49 @@ def test_a_request_says_how_long_it_is():
     head, _, body = load.post(b'{"content":"x"}').partition("\r\n\r\n")
 
     assert f"Content-Length: {len(body)}" in head.splitlines()
+
+
+PGBENCH = """\
+pgbench (18.6)
+transaction type: -
+scaling factor: 1
+query mode: prepared
+number of clients: 16
+number of threads: 1
+maximum number of tries: 1
+duration: 1 s
+number of transactions actually processed: 6108
+number of failed transactions: 0 (0.000%)
+latency average = 0.641 ms
+initial connection time = 23.999 ms
+tps = 6242.277634 (without initial connection time)
+"""
+
+REDIS_BENCHMARK = (
+    '"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms",'
+    '"p99_latency_ms","max_latency_ms"\n'
+    '"XADD bench_single * id 0193a0b0-7b1c-7c3e-8d4f-0123456789ab","42301.18","0.796","0.168",'
+    '"0.751","1.367","1.887","3.807"\n'
+)
+
+
+def test_reads_what_pgbench_found():
+    found = stores.read_pgbench(PGBENCH)
+
+    assert found == {"rate": 6242.277634, "average_ms": 0.641, "unexpected": {}}
+
+
+def test_reads_what_redis_benchmark_found():
+    found = stores.read_redis_benchmark(REDIS_BENCHMARK)
+
+    assert found == {"rate": 42301.18, "p50_ms": 0.751, "p99_ms": 1.887, "unexpected": {}}
+
+
+@pytest.mark.parametrize("output", ["", "Could not connect\n", '"test","rps"\n"XADD","42"\n'])
+@pytest.mark.parametrize("read", [stores.read_pgbench, stores.read_redis_benchmark])
+def test_says_what_it_can_not_read(read, output):
+    with pytest.raises(BenchError, match=f"says: {re.escape(output.strip())}"):
+        read(output)
 
 
 async def measure(answer: bytes, *, status: int = 201) -> dict:
@@ -59,21 +104,33 @@ async def test_reports_an_answer_without_a_length():
     assert found["unexpected"]["an answer without a length"] == 2
 
 
+def found_of(rate: float) -> dict:
+    cpu = {"server": 1.0, "postgres": 1.0, "redis": 1.0}
+    return {"rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "unexpected": {"x": 1}, "cpu": cpu}
+
+
+def round_of(echo: float, service: float, **others: float) -> dict:
+    rates = dict.fromkeys(report.MEASURES, service)
+    rates |= {"echo_creates": echo, "echo_reads": echo, **others}
+    return {name: found_of(rate) for name, rate in rates.items()}
+
+
 def test_a_ratio_is_to_the_echo_of_its_own_round():
-    def found(rate: float) -> dict:
-        cpu = {"server": 1.0, "postgres": 1.0, "redis": 1.0}
-        return {"rate": rate, "p50_ms": 1.0, "p99_ms": 2.0, "unexpected": {"x": 1}, "cpu": cpu}
-
-    def round_of(echo: float, service: float) -> dict:
-        ours = {name: found(service) for name in report.MEASURES}
-        return {"echo_creates": found(echo), "echo_reads": found(echo), **ours}
-
     rounds = [round_of(100, 80), round_of(10, 6), round_of(50, 35)]
 
     creates = report.summary(rounds)["creates"]
 
     assert (creates["lowest"], creates["ratio"], creates["highest"]) == (0.6, 0.7, 0.8)
     assert report.unexpected(rounds)["creates: x"] == 3
+
+
+def test_a_store_alone_is_shown_or_said_to_be_missing():
+    lines = report.beside_stores(report.summary([round_of(1, 15_000, pgbench=10_000)] * 3))
+
+    *_, pgbench, redis_benchmark = lines
+    assert "| 10,000 | **1.50** (1.50–1.50) |" in pgbench
+    assert "| not installed | – |" in redis_benchmark
+    assert len({line.count("|") for line in lines}) == 1
 
 
 async def test_an_open_loop_counts_the_wait_for_a_connection():
