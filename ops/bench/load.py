@@ -31,6 +31,9 @@ _END_SECONDS = 10.0
 
 CONTENT_BYTES = 100
 
+NUMBER = "<the number>"
+"""In a request, where each time another number of as many digits has to be."""
+
 
 def content(size: int) -> str:
     """So many letters, always the same, that no compression makes much smaller."""
@@ -42,11 +45,12 @@ def create(content_bytes: int) -> str:
     return post(json.dumps({"content": content(content_bytes)}).encode())
 
 
-def post(body: bytes) -> str:
+def post(body: bytes, *headers: str) -> str:
     """A request to create a task."""
+    more = "".join(f"{each}\r\n" for each in headers)
     return (
         "POST /task HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n{body.decode()}"
+        f"Content-Length: {len(body)}\r\n{more}\r\n{body.decode()}"
     )
 
 
@@ -60,6 +64,14 @@ def cancel(task_id: str) -> str:
     return f"PATCH /task/{task_id}/cancel HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
+def endless(requests: Sequence[bytes]) -> Iterator[bytes]:
+    """All of them in turn, again and again, with a new number wherever one is wanted."""
+    pieces = [each.split(NUMBER.encode()) for each in requests]
+    if all(len(each) == 1 for each in pieces):
+        return cycle(requests)
+    return ((b"%012d" % number).join(each) for number, each in enumerate(cycle(pieces)))
+
+
 def percentile(ordered: list[float], percent: float) -> float:
     """The value that so many percent of the values do not exceed."""
     if not ordered:
@@ -71,7 +83,7 @@ class Load:
     """What all connections share, and what they count."""
 
     def __init__(self, requests: list[bytes], status: int) -> None:
-        self.requests: Iterator[bytes] = cycle(requests)
+        self.requests = endless(requests)
         self.expected = b"HTTP/1.1 %d" % status
         self.latencies: list[float] = []
         self.unexpected: Counter[str] = Counter()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -17,6 +18,7 @@ import redis
 from ops.bench import backlog, children, stores
 from ops.bench.children import BenchError, Child
 from ops.bench.load import CONTENT_BYTES, create, get
+from ops.bench.options import create_with_options
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CREATE = create(CONTENT_BYTES)
@@ -25,6 +27,8 @@ PLACES = 1000
 """For tasks that a consumer runs at a time: with handlers that take no time, a group's size."""
 
 DRAINING = MappingProxyType({"TASK_CONSUMER_CONCURRENCY": PLACES})
+
+_WITH_OPTIONS: Mapping[str, Any] = MappingProxyType({"TASKSVC_HANDLERS": "ops.bench.options"})
 
 _READ_IDS = 1000
 """How many tasks are read in turn."""
@@ -97,6 +101,17 @@ class Bench:
             children.migrate(self.database_url(name), self._folder)
         return name
 
+    @cached_property
+    def taking_options(self) -> Child:
+        """Takes tasks with all options; started when it is first asked for."""
+        return self._stack.enter_context(self.service("taking_options", workers=0, **_WITH_OPTIONS))
+
+    @cached_property
+    def working_options(self) -> Child:
+        """Works them, too."""
+        settings = {**DRAINING, **_WITH_OPTIONS}
+        return self._stack.enter_context(self.service("working_options", workers=1, **settings))
+
     # The measures of a round.
 
     def pgbench(self) -> Found:
@@ -122,9 +137,15 @@ class Bench:
         return self._load(self.working, self._reads("bench_working"), 200)
 
     def lives(self) -> Found:
-        with self._cpu(self.working) as cpu:
-            found = lives([self.working], lambda: self._load(self.working, [CREATE], 201))
-        return {**found, "cpu": cpu(found["answers"])}
+        return self._lives(self.working, CREATE)
+
+    def creates_with_options(self) -> Found:
+        service = self.taking_options  # with which its database comes to be
+        self.forget("bench_taking_options")
+        return self._load(service, [create_with_options()], 201)
+
+    def lives_with_options(self) -> Found:
+        return self._lives(self.working_options, create_with_options())
 
     def drain(self, count: int = 0, settings: Mapping[str, Any] = DRAINING) -> Found:
         """Of a backlog, by one service that has just started."""
@@ -175,6 +196,11 @@ class Bench:
     def database_url(self, name: str) -> str:
         return urlsplit(self.postgres.url)._replace(path=f"/{name}").geturl()
 
+    def _lives(self, child: Child, request: str) -> Found:
+        with self._cpu(child) as cpu:
+            found = lives([child], lambda: self._load(child, [request], 201))
+        return {**found, "cpu": cpu(found["answers"])}
+
     def _load(self, child: Child, requests: list[str], status: int) -> Found:
         with self._cpu(child) as cpu:
             found = children.load(
@@ -204,10 +230,11 @@ class Bench:
         return [get(id) for (id,) in ids]
 
     def forget(self, database: str) -> None:
-        """The stream of a service without consumers is bounded, and would be full some day."""
-        self.query("TRUNCATE task", database=database)
+        """The streams of a service without consumers are bounded, and would be full some day."""
+        self.query("TRUNCATE task, idempotency_key", database=database)
         with redis.Redis.from_url(self.redis.url) as client:
-            client.xtrim(f"{database}:tasks", 0, approximate=False)
+            for stream in client.scan_iter(f"{database}:tasks*"):
+                client.xtrim(stream, 0, approximate=False)
 
 
 def lives(services: Sequence[Child], load: Callable[[], Found]) -> Found:

@@ -25,6 +25,12 @@ MEASURES = {
 }
 """Each with its words, and what it is divided by."""
 
+WITH_OPTIONS = {
+    "creates_with_options": ("durable creates", "creates"),
+    "lives_with_options": ("whole lives", "lives"),
+}
+"""The same for tasks with all options, beside plain ones."""
+
 STORES = {
     "pgbench": f"`pgbench`: a row a commit, {stores.ROW_CLIENTS} clients",
     "redis_benchmark": f"`redis-benchmark`: an `XADD` a call, {stores.ENTRY_CLIENTS} clients",
@@ -69,7 +75,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
 
     What the stores do alone is missing where their programs are."""
     found: dict[str, Any] = {}
-    for name, (_, reference) in MEASURES.items():
+    for name, (_, reference) in (MEASURES | WITH_OPTIONS).items():
         found[name] = _spread(rounds, name, reference) | _medians(rounds, name)
     for name in {reference for _, reference in MEASURES.values()}:
         found[name] = _medians(rounds, name)
@@ -103,6 +109,8 @@ def table(results: dict[str, Any]) -> str:
     for name, words in (("echo_creates", "echo of a create"), ("echo_reads", "echo of a read")):
         lines.append(f"| {words} | 1 | {_row(found[name])} |")
     lines += [
+        "",
+        *_with_options(found),
         "",
         *beside_stores(found),
         "",
@@ -144,6 +152,18 @@ def beside_stores(found: dict[str, Any]) -> list[str]:
             cells = ["not installed", *("–" for _ in words)]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
+
+
+def _with_options(found: dict[str, Any]) -> list[str]:
+    return [
+        "| with all options | ratio to plain ones, median (spread) | a second | p50 ms | p99 ms "
+        "| CPU µs each: service | PostgreSQL | Redis |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {words} | {_ratio(found[name])} | {_row(found[name])} |"
+            for name, (words, _) in WITH_OPTIONS.items()
+        ),
+    ]
 
 
 def _beside(beside: dict[str, Any]) -> list[str]:

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ops.bench import load, paced, plot, report, stores
+from ops.bench import load, options, paced, plot, report, stores
 from ops.bench.children import BenchError
+from tasksvc.web.schemas import load_task_create
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,30 @@ def test_a_request_says_how_long_it_is():
     head, _, body = load.post(b'{"content":"x"}').partition("\r\n\r\n")
 
     assert f"Content-Length: {len(body)}" in head.splitlines()
+
+
+def test_each_number_is_another_and_as_long():
+    requests = load.endless([b"plain", f"{load.NUMBER} and {load.NUMBER}".encode()])
+
+    first, second, third, fourth = (next(requests) for _ in range(4))
+
+    assert first == third == b"plain"
+    one, other = (set(re.findall(rb"\d{%d}" % len(load.NUMBER), each)) for each in (second, fourth))
+    assert len(one) == len(other) == 1
+    assert one != other
+
+
+def test_all_options_are_given_but_those_that_make_a_task_wait():
+    request = options.create_with_options()
+    head, _, body = request.partition("\r\n\r\n")
+
+    given = load_task_create(body.encode()).options
+
+    left_out = {name for name, value in given._asdict().items() if value is None}
+    assert left_out == {"delay_seconds", "run_at"}
+    assert f"Idempotency-Key: {given.unique_key}" in head.splitlines()
+    assert load.NUMBER in given.unique_key
+    assert options.create_with_options() != request
 
 
 PGBENCH = """\
@@ -110,7 +135,7 @@ def found_of(rate: float) -> dict:
 
 
 def round_of(echo: float, service: float, **others: float) -> dict:
-    rates = dict.fromkeys(report.MEASURES, service)
+    rates = dict.fromkeys([*report.MEASURES, *report.WITH_OPTIONS], service)
     rates |= {"echo_creates": echo, "echo_reads": echo, **others}
     return {name: found_of(rate) for name, rate in rates.items()}
 
@@ -122,6 +147,14 @@ def test_a_ratio_is_to_the_echo_of_its_own_round():
 
     assert (creates["lowest"], creates["ratio"], creates["highest"]) == (0.6, 0.7, 0.8)
     assert report.unexpected(rounds)["creates: x"] == 3
+
+
+def test_options_are_beside_plain_tasks_of_their_own_round():
+    rounds = [round_of(1, 100, lives_with_options=80), round_of(1, 10, lives_with_options=9)]
+
+    lives = report.summary(rounds)["lives_with_options"]
+
+    assert (lives["lowest"], lives["highest"]) == (0.8, 0.9)
 
 
 def test_a_store_alone_is_shown_or_said_to_be_missing():
