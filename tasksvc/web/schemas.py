@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
@@ -21,8 +21,6 @@ from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import (
     DEFAULT_KIND,
-    FINAL,
-    LIVE,
     NO_OPTIONS,
     NOTHING_MORE,
     Filter,
@@ -184,22 +182,16 @@ def load_search(query: Mapping[str, str]) -> Search:
     return Search(filter, _load_cursor(filter, cursor), limit)
 
 
-def load_tasks_cancel(body: bytes | bytearray) -> StepOrder:
-    """Raises Problem, as `load_task_create` does, and 400 for a cursor of other filters."""
-    return _load_step(body, LIVE)
+def load_step(body: bytes | bytearray, statuses: Collection[Status]) -> StepOrder:
+    """A step through tasks in one of the statuses.
 
-
-def load_tasks_retry(body: bytes | bytearray) -> StepOrder:
-    """The same."""
-    return _load_step(body, sorted(FINAL))
-
-
-def _load_step(body: bytes | bytearray, statuses: Sequence[Status]) -> StepOrder:
+    Raises Problem, as `load_task_create` does, and 400 for a cursor of other filters.
+    """
     found = load(_TASKS_STEP, body)
     if not found["filter"]:
         raise wrong_shape([{"pointer": "/filter", "detail": "Give one of its fields at least."}])
     if found["filter"].get("status") not in (None, *statuses):
-        detail = f"Must be one of: {', '.join(statuses)}."
+        detail = f"Must be one of: {', '.join(sorted(statuses))}."
         raise wrong_shape([{"pointer": "/filter/status", "detail": detail}])
     filter = _filter(**found["filter"])
     before = _load_cursor(filter, found.get("cursor"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +15,8 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from tasksvc.domain.errors import UnknownKind
-from tasksvc.domain.task import Created
+from tasksvc.domain.task import FINAL, LIVE, Created, Status, Step
+from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
 from tasksvc.web.bodies import read_json
 from tasksvc.web.keys import HEALTH, METRICS, SERVICE
@@ -28,11 +29,10 @@ from tasksvc.web.schemas import (
     dump_task,
     dump_tasks,
     load_search,
+    load_step,
     load_task_create,
     load_task_id,
-    load_tasks_cancel,
     load_tasks_create,
-    load_tasks_retry,
 )
 
 log = structlog.get_logger(__name__)
@@ -137,26 +137,16 @@ async def find_tasks(request: web.Request) -> Answer:
 
 async def cancel_tasks(request: web.Request) -> Answer:
     """A step of those that pass a filter."""
+    service, successes = request.app[SERVICE], request.app[METRICS].task_cancel_successes
     with _canceling(request):
-        order = load_tasks_cancel(await read_json(request))
-        step = await request.app[SERVICE].cancel_many(
-            order.filter, order.before, order.limit, is_dry=order.is_dry
-        )
-    if not order.is_dry:
-        request.app[METRICS].task_cancel_successes.add(len(step.ids))
-    return Answer(dump_step(step, order.filter, "canceled"))
+        return await _step(request, LIVE, service.cancel_many, "canceled", successes)
 
 
 async def retry_tasks(request: web.Request) -> Answer:
     """A step of those that pass a filter."""
+    service, successes = request.app[SERVICE], request.app[METRICS].task_create_successes
     with _creating(request):
-        order = load_tasks_retry(await read_json(request))
-        step = await request.app[SERVICE].retry_many(
-            order.filter, order.before, order.limit, is_dry=order.is_dry
-        )
-    if not order.is_dry:
-        request.app[METRICS].task_create_successes.add(len(step.ids))
-    return Answer(dump_step(step, order.filter, "retried"))
+        return await _step(request, FINAL, service.retry_many, "retried", successes)
 
 
 async def health(request: web.Request) -> Answer:
@@ -213,6 +203,21 @@ def _canceling(request: web.Request) -> Iterator[None]:
     except BaseException:
         metrics.task_cancel_fails.add()
         raise
+
+
+async def _step(
+    request: web.Request,
+    statuses: Collection[Status],
+    change: Callable[..., Awaitable[Step]],
+    done: str,
+    successes: Count,
+) -> Answer:
+    """Changes a step of the tasks, or only tells which it would."""
+    order = load_step(await read_json(request), statuses)
+    step = await change(order.filter, order.before, order.limit, is_dry=order.is_dry)
+    if not order.is_dry:
+        successes.add(len(step.ids))
+    return Answer(dump_step(step, order.filter, done))
 
 
 async def _create_once(request: web.Request, order: TaskOrder) -> Created:
