@@ -20,16 +20,7 @@ SELECT
     name, concurrency, is_paused,
     coalesce((SELECT tasks FROM total WHERE queue = name AND status = 'pending'), 0)::bigint,
     (SELECT count(*) FROM queue_run WHERE queue = name),
-    coalesce((
-        SELECT extract(epoch FROM statement_timestamp() - min(oldest.due_at)) FROM task_lane AS lane, LATERAL (
-            SELECT due_at FROM task
-            WHERE finished_at IS NULL AND status = 'pending'
-              AND task.queue = lane.queue AND task.kind = lane.kind AND task.priority = lane.priority
-              AND due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT 1
-        ) AS oldest
-        WHERE lane.queue = name
-    ), 0)::float8,
+    coalesce((SELECT max(oldest_seconds) FROM due_lane WHERE queue = name), 0),
     (greatest(0, (SELECT coalesce(sum(tasks), 0) FROM total
         WHERE queue = name AND status IN ('completed', 'failed', 'canceled')) - earlier_ended)
         / greatest(1, extract(epoch FROM statement_timestamp() - earlier_at)))::float8

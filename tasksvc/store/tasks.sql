@@ -473,14 +473,8 @@ DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
 SELECT
     (SELECT coalesce(json_object_agg(status, tasks), '{}') FROM
         (SELECT status, sum(tasks) AS tasks FROM task_tally GROUP BY status) AS total),
-    (SELECT extract(epoch FROM statement_timestamp() - min(oldest.due_at))::float8 FROM task_lane AS lane, LATERAL (
-        SELECT due_at FROM task
-        WHERE finished_at IS NULL AND status = 'pending'
-          AND task.queue = lane.queue AND task.kind = lane.kind AND task.priority = lane.priority
-          AND due_at <= statement_timestamp()
-        ORDER BY due_at LIMIT 1
-    ) AS oldest
-    WHERE NOT EXISTS (SELECT FROM queue WHERE name = lane.queue AND is_paused)),
+    (SELECT max(oldest_seconds) FROM due_lane
+     WHERE NOT EXISTS (SELECT FROM queue WHERE name = due_lane.queue AND is_paused)),
     (SELECT count(*) FROM queue WHERE is_paused AND name > '');
 
 -- fold_tally --
