@@ -21,9 +21,9 @@ MIGRATION_SECONDS = 3600.0
 _HAS_TABLE = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 
 # Of two starters that make the table at the same moment one would fail, so one waits. The number
-# is any fixed one: the ASCII of "task".
+# is any fixed one: the ASCII of "task", in decimal, as PostgreSQL before 16 knows no other.
 _TABLE = """
-SELECT pg_advisory_xact_lock(0x7461736B);
+SELECT pg_advisory_xact_lock(1952543595);
 CREATE TABLE IF NOT EXISTS schema_migrations (
     name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )

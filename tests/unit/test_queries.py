@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from itertools import chain
 
 import pytest
 
 from tasksvc.domain.task import Options
-from tasksvc.store import queries
+from tasksvc.store import migrate, queries
 
 FOLDER = resources.files("tasksvc.store")
 
@@ -76,3 +77,14 @@ def test_task_of_a_schedule_has_every_option_but_moments() -> None:
 
     for option in {*Options._fields} - {"delay_seconds", "run_at", "expires_at"}:
         assert len(re.findall(rf"\b{option}\b", statement)) >= 3, option
+
+
+def test_every_number_is_one_that_postgresql_before_16_reads() -> None:
+    """Not 0x7F or 1_000: the oldest that is promised is 14."""
+    folder = resources.files("tasksvc") / "migrations"
+    migrations = [path.read_text("utf-8") for path in folder.iterdir()]
+    loaded = [queries.load(file).values() for file in ("tasks.sql", "schedules.sql", "queues.sql")]
+
+    for text in (migrate._TABLE, *migrations, *chain.from_iterable(loaded)):
+        sql = re.sub(r"--.*", "", text)
+        assert not re.findall(r"(?<![\w'])\d+[a-zA-Z_]\w*", sql)
