@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +12,10 @@ import structlog
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
-from tasksvc.domain.retry import RetryPolicy, TimedOut, describe
+from tasksvc.domain.retry import RetryPolicy, describe
 from tasksvc.domain.task import Claim
-from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
+from tasksvc.handlers.limit import time_limit
 from tasksvc.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -51,11 +50,7 @@ class Executor:
         started = time.perf_counter()
         kind = self._kinds[run.claim.kind]
         try:
-            seconds = run.claim.timeout_seconds or kind.timeout_seconds
-            if seconds is None:
-                result = await kind.handler(run.claim)
-            else:
-                result = await _within(seconds, kind.handler, run.claim)
+            result = await _call(kind, run.claim)
         except BaseException as error:
             return self._after(error, run, kind)
         else:
@@ -84,12 +79,14 @@ class Executor:
         return then
 
 
-async def _within(seconds: float, handler: Handler, claim: Claim) -> Any:
+async def _call(kind: Kind, claim: Claim) -> Any:
     """What the handler returns. Raises whatever it does, and TimedOut."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await handler(claim._replace(timeout_seconds=seconds))
-    except TimeoutError as error:
-        if not limit.expired():
-            raise  # the handler's own
-        raise TimedOut(f"It ran for longer than {seconds:g} s.") from error
+    seconds = claim.timeout_seconds or kind.timeout_seconds
+    if seconds is None:
+        return await kind.handler(claim)
+    claim = claim._replace(timeout_seconds=seconds)
+    if kind.keeps_time:
+        return await kind.handler(claim)
+    async with time_limit(seconds) as begin:
+        begin()
+        return await kind.handler(claim)

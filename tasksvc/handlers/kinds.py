@@ -49,6 +49,8 @@ class Kind:
     timeout_seconds: float | None = None
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
+    keeps_time: bool = False
+    """The handler minds the time limit itself: it may wait for a place before it runs."""
 
     @classmethod
     def of(cls, declared: Declared, handler: Handler) -> Kind:
@@ -58,6 +60,7 @@ class Kind:
             declared.timeout_seconds,
             declared.retry_base_seconds,
             declared.retry_max_seconds,
+            keeps_time=declared.run_in != "loop",
         )
 
 

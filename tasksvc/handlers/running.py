@@ -20,6 +20,7 @@ from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler
 from tasksvc.handlers.context import Context, Report, SyncContext
 from tasksvc.handlers.kinds import Declared
+from tasksvc.handlers.limit import time_limit
 
 _TERMINATE_SECONDS = 2.0
 
@@ -68,11 +69,10 @@ class Runners:
                 keeping = self._report(claim, fraction, message)
                 asyncio.run_coroutine_threadsafe(_awaited(keeping), loop).result()
 
-            context = SyncContext(
-                claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
-            )
-
             def work() -> None:
+                context = SyncContext(
+                    claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
+                )
                 end = _call(declared.function, claim.content, context, ended)
                 with suppress(RuntimeError):  # the loop is closed: nobody waits
                     loop.call_soon_threadsafe(self._threads.release)
@@ -81,9 +81,11 @@ class Runners:
             # Its place is free when the thread has ended, which may be long after the task has: a
             # thread that ignores its cancellation must not make room for ever more of them. It is a
             # daemon, or it would keep the process from its end.
-            await self._threads.acquire()
-            threading.Thread(target=work, name=f"task-{claim.id}", daemon=True).start()
-            return await ended
+            async with time_limit(claim.timeout_seconds) as begin:
+                await self._threads.acquire()
+                begin()
+                threading.Thread(target=work, name=f"task-{claim.id}", daemon=True).start()
+                return await ended
 
         return handle
 
@@ -102,7 +104,8 @@ class Runners:
                 try:
                     await _finished(asyncio.to_thread(process.start))
                     theirs.close()
-                    return await self._converse(claim, ours)
+                    async with time_limit(claim.timeout_seconds) as begin:
+                        return await self._converse(claim, ours, begin)
                 except EOFError:
                     await asyncio.to_thread(process.join, _TERMINATE_SECONDS)
                     raise ProcessDied(f"Its exit code is {process.exitcode}.") from None
@@ -113,11 +116,13 @@ class Runners:
 
         return handle
 
-    async def _converse(self, claim: Claim, ours: Connection) -> Any:
+    async def _converse(self, claim: Claim, ours: Connection, begin: Callable[[], None]) -> Any:
         """What the process answers, after all that it reports."""
         while True:
             await _readable(ours)
             match ours.recv():
+                case ("begun",):
+                    begin()
                 case ("progress", fraction, message):
                     await self._report(claim, fraction, message)
                 case ("result", result):
@@ -159,18 +164,19 @@ def _child(theirs: Connection, where: tuple[str, str], claim: Claim) -> None:
     """All that the process of a handler does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and tells us
     threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
-    context = SyncContext(
-        claim.id,
-        claim.attempt,
-        claim.kind,
-        _deadline(claim),
-        lambda fraction, message: theirs.send(("progress", fraction, message)),
-        lambda: False,
-    )
     try:
         function: Any = import_module(where[0])
         for name in where[1].split("."):
             function = getattr(function, name)
+        theirs.send(("begun",))
+        context = SyncContext(
+            claim.id,
+            claim.attempt,
+            claim.kind,
+            _deadline(claim),
+            lambda fraction, message: theirs.send(("progress", fraction, message)),
+            lambda: False,
+        )
         answer: tuple[str, Any] = ("result", function(claim.content, context))
     except BaseException as error:
         answer = ("error", _portable(error))

@@ -55,6 +55,11 @@ def sleep_in_a_process(content: str, ctx: SyncContext) -> None:
     time.sleep(float(content))
 
 
+@handler("left-process", run_in="process")
+def time_that_is_left(content: str, ctx: SyncContext) -> float | None:
+    return ctx.remaining_seconds
+
+
 @handler("burn", run_in="process")
 def burn(content: str, ctx: SyncContext) -> int:
     """Holds a core, and the interpreter."""

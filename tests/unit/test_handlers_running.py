@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import psutil
 import pytest
 
-from tasksvc.domain.retry import Permanent, RaisedElsewhere, describe, trace
-from tasksvc.domain.task import Claim
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.running import Run
+from tasksvc.domain.retry import Permanent, RaisedElsewhere, RetryPolicy, describe, trace
+from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import load
+from tasksvc.handlers.kinds import Kind, load
 from tasksvc.handlers.running import ProcessDied, Runners
+from tasksvc.metrics import Metrics
 from tests.harness import eventually
 
 DECLARED = load(["tests.handlers.shop"])
@@ -34,6 +38,12 @@ def handlers(reported: Reported) -> dict[str, Handler]:
 
     runners = Runners(report, threads=2, processes=2)
     return {kind: runners.handler_of(each) for kind, each in DECLARED.items()}
+
+
+@pytest.fixture
+def executor(handlers: dict[str, Handler], metrics: Metrics) -> Executor:
+    kinds = {kind: Kind.of(each, handlers[kind]) for kind, each in DECLARED.items()}
+    return Executor(kinds, RetryPolicy(0, 0), metrics, max_result_bytes=100)
 
 
 def claim(kind: str, content: str = "x", *, timeout_seconds: float | None = None) -> Claim:
@@ -131,6 +141,56 @@ async def test_time_that_is_left(handlers: dict[str, Handler]) -> None:
     assert context.remaining_seconds == 0
     context.deadline = None
     assert context.remaining_seconds is None
+
+
+@pytest.mark.parametrize("kind", ["sleep-thread", "sleep-process"])
+async def test_run_that_takes_too_long_is_stopped(
+    executor: Executor, reported: Reported, kind: str
+) -> None:
+    outcome = await executor.execute(Run(claim(kind, "60", timeout_seconds=0.2), None))
+
+    assert outcome is not None
+    error = {"type": "TimedOut", "message": "It ran for longer than 0.2 s.", "attempt": 2}
+    assert outcome.error == error
+    await eventually(lambda: not _threads())
+    assert not any(psutil.pid_exists(int(pid)) for _, pid in reported)
+
+
+@pytest.mark.parametrize("kind", ["sleep-thread", "sleep-process"])
+async def test_time_limit_does_not_count_the_wait_for_a_place(
+    executor: Executor, handlers: dict[str, Handler], reported: Reported, kind: str
+) -> None:
+    first = [asyncio.create_task(call(handlers, kind, "1.5")) for _ in range(2)]
+    await eventually(lambda: len(_threads()) == 2 or len(reported) == 2)
+
+    outcome = await executor.execute(Run(claim(kind, "0", timeout_seconds=1), None))
+
+    assert outcome is not None
+    assert outcome.status is Status.COMPLETED
+    await asyncio.wait(first)
+
+
+async def test_time_limit_does_not_count_the_start_of_a_process(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ForkServerProcess.start
+
+    def start_slowly(process: ForkServerProcess) -> None:
+        time.sleep(1.2)
+        start(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_slowly)
+
+    outcome = await executor.execute(Run(claim("sleep-process", "0", timeout_seconds=1), None))
+
+    assert outcome is not None
+    assert outcome.status is Status.COMPLETED
+
+
+async def test_process_knows_how_long_it_may_run(handlers: dict[str, Handler]) -> None:
+    left = await handlers["left-process"](claim("left-process", timeout_seconds=60))
+
+    assert 50 < left <= 60
 
 
 async def test_error_of_a_process_keeps_its_name_and_its_traceback(
