@@ -222,6 +222,15 @@ def test_env_file_names_what_compose_serves(name, monkeypatch):
     assert values["REDIS_HOST"] in services
 
 
+def test_container_of_the_tests_has_what_make_test_installs():
+    recipe = (ROOT / "Makefile").read_text().partition("\ntest-tools:")[2].partition("\n\n")[0]
+    image = (ROOT / "Dockerfile").read_text().partition(" AS test\n")[2].partition("\nUSER ")[0]
+    (wanted,) = re.findall(r"--no-install-recommends ([-\w ]+) >", recipe)
+    (installed,) = re.findall(r"--no-install-recommends ([-\w ]+) \\", image)
+
+    assert set(wanted.split()) <= set(installed.split())
+
+
 def test_compose_of_the_example_changes_the_image_of_the_service_alone():
     (name,) = load("examples/thumbnails/docker-compose.yml")["services"]
     app = load("examples/thumbnails/docker-compose.yml")["services"][name]
