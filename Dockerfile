@@ -27,7 +27,7 @@ ENV PATH=/opt/tasksvc/bin:$PATH \
     PORT=8000 \
     LOG_FILE_PATH=logs/app.log \
     TASKSVC_STATE_DIR=/var/lib/tasksvc
-# The only folder that the service writes to: the root file system may be read-only.
+# The only folder that the service writes to, beside /tmp: the root file system may be read-only.
 WORKDIR /var/lib/tasksvc
 VOLUME /var/lib/tasksvc
 USER tasksvc

@@ -182,6 +182,14 @@ def test_every_container_drops_its_capabilities():
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
+def test_temporary_files_of_handlers_stay_out_of_the_volume():
+    app = load("docker-compose.yml")["services"]["app"]
+
+    assert app["read_only"] is True
+    assert app["tmpfs"] == ["/tmp"]
+    assert "docker run --read-only --tmpfs /tmp " in (ROOT / "docs/operations.md").read_text()
+
+
 def test_compose_keeps_redis_on_disk():
     command = load("docker-compose.yml")["services"]["redis"]["command"]
 
