@@ -358,9 +358,6 @@ class TaskService:
 
     async def _insert(self, tasks: list[NewTask]) -> list[Task]:
         inserted = await self._store.insert_tasks(tasks)
-        if len(inserted) < len(tasks):  # the answer to a first try was lost
-            found = {task.id: task for task in await self._store.get_tasks([t.id for t in tasks])}
-            inserted = [found[task.id] for task in tasks]
         self._publisher.soon([task.id for task in tasks if task.is_published])
         return inserted
 

@@ -160,12 +160,11 @@ class MemoryStore(TaskStore):
         for task in tasks:
             if "\0" in task.content or _is_not_unicode(task.content) or task.max_attempts < 1:
                 raise ContentRefused
-        inserted = []
         for task in tasks:
             if task.id not in self.rows:
                 now = datetime.now(UTC)
                 published_at = now if task.is_published else None
-                row = Row(
+                self.rows[task.id] = Row(
                     task.id,
                     task.content,
                     task.max_attempts,
@@ -174,9 +173,7 @@ class MemoryStore(TaskStore):
                     now,
                     published_at,
                 )
-                self.rows[task.id] = row
-                inserted.append(row.task())
-        return inserted
+        return [self.rows[task.id].task() for task in tasks]
 
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         for row in self._rows(ids):
@@ -198,7 +195,7 @@ class MemoryStore(TaskStore):
             if task.key is not None and task.fingerprint is not None:
                 task_id = live_ids.get(task.id, task.id)
                 self.keys[task.key] = (task.fingerprint, task_id, datetime.now(UTC))
-        fresh = [task for task in wanted if task.id not in live_ids]
+        fresh = [task for task in wanted if task.id not in live_ids and task.id not in self.rows]
         firsts = {task.options.unique_key or task.id: task for task in reversed(fresh)}
         inserted = await self.insert_tasks(list(firsts.values())[::-1])
         options_of = {task.id: task.options for task in tasks}

@@ -87,6 +87,10 @@ class ContentRefused(TaskServiceError):
     """The database does not take this value."""
 
 
+class AlreadyThere(ContentRefused):
+    """The database has a row with this key."""
+
+
 class MigrationFailed(TaskServiceError):
     """A migration can't be applied."""
 

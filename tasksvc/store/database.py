@@ -15,11 +15,17 @@ from typing import Any
 
 import aiopg
 import psycopg2
+import psycopg2.errors
 import structlog
 from psycopg2 import errorcodes
 from psycopg2.extensions import parse_dsn
 
-from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
+from tasksvc.domain.errors import (
+    AlreadyThere,
+    ContentRefused,
+    StatementRefused,
+    StoreUnavailable,
+)
 from tasksvc.store.connection import Connection
 from tasksvc.store.queries import Prepared
 
@@ -175,7 +181,8 @@ class Session:
             StoreUnavailable: PostgreSQL is away or too slow. Whether the statement took effect is
                 unknown.
             StatementRefused: one of these; the statement is wrong, and nothing took effect.
-            ContentRefused: a value does not fit the database; nothing took effect.
+            ContentRefused: a value does not fit the database; nothing took effect. AlreadyThere,
+                when it is a key that some row has.
         """
         async with self._turn:
             since = time.monotonic()
@@ -236,6 +243,8 @@ class Session:
             if _is_canceled_by_us():
                 raise
             raise _ServerCanceled from error
+        except psycopg2.errors.UniqueViolation:
+            raise AlreadyThere from None
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError):
             raise ContentRefused from None  # its text holds the value
         return await cursor.fetchall() if cursor.description else []

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
-from tasksvc.domain.errors import ContentRefused
+from tasksvc.domain.errors import AlreadyThere, ContentRefused
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
@@ -107,26 +107,26 @@ class TaskStore(Store):
     # A task's life.
 
     async def insert_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
-        """The tasks as they were committed, in order; one that was there already is missing.
+        """The tasks as they were committed, in order.
 
         Raises ContentRefused when one of them does not fit the database; none is kept then.
         """
-        rows = await self._run(
-            "insert",
-            "insert_tasks",
-            ids=plain_array(task.id for task in tasks),
-            contents=text_array(task.content for task in tasks),
-            max_attempts=plain_array(task.max_attempts for task in tasks),
-            traceparents=text_array(task.traceparent for task in tasks),
-            published=plain_array(task.is_published for task in tasks),
-        )
+        try:
+            rows = await self._run(
+                "insert",
+                "insert_tasks",
+                ids=plain_array(task.id for task in tasks),
+                contents=text_array(task.content for task in tasks),
+                max_attempts=plain_array(task.max_attempts for task in tasks),
+                traceparents=text_array(task.traceparent for task in tasks),
+                published=plain_array(task.is_published for task in tasks),
+            )
+        except AlreadyThere:  # by a first try, all of them, whose answer was lost
+            found = {task.id: task for task in await self.get_tasks([task.id for task in tasks])}
+            return [found[task.id] for task in tasks]
         created: dict[str, Any] = dict(rows)
         status = Status.PENDING
-        return [
-            Task(task.id, task.content, status, created[task.id], None, None)
-            for task in tasks
-            if task.id in created
-        ]
+        return [Task(task.id, task.content, status, created[task.id], None, None) for task in tasks]
 
     async def insert_special_tasks(
         self, tasks: Sequence[NewTask]

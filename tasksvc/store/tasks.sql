@@ -6,13 +6,13 @@
 -- Decisions use PostgreSQL's clock alone.
 
 -- insert_tasks --
--- (nothing) -> pending. An id that is there already was inserted by the same call's first try.
+-- (nothing) -> pending. It is refused when the same call's first try was committed. (To pass over ids that are there costs a
+-- seventh of the whole.)
 INSERT INTO task (id, content, max_attempts, traceparent, published_at)
 SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END
 FROM unnest(
     %(ids)s::uuid[], %(contents)s::text[], %(max_attempts)s::int[], %(traceparents)s::text[], %(published)s::bool[]
 ) AS new (id, content, max_attempts, traceparent, is_published)
-ON CONFLICT (id) DO NOTHING
 RETURNING id, created_at;
 
 -- insert_special_tasks --

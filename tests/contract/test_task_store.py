@@ -99,12 +99,12 @@ class TestInsert:
         assert await store.get_tasks([task.id]) == [inserted]
 
     async def test_second_try_changes_nothing(self, store: TaskStore) -> None:
-        first, second = new_task("first"), new_task("second")
-        (inserted,) = await store.insert_tasks([first])
-        again = await store.insert_tasks([first, second])
+        tasks = [new_task("first"), new_task("second")]
+        inserted = await store.insert_tasks(tasks)
+        again = await store.insert_tasks(tasks)
 
-        assert [task.id for task in again] == [second.id]
-        assert await get(store, first.id) == inserted
+        assert again == inserted
+        assert [await get(store, task.id) for task in tasks] == inserted
 
     @pytest.mark.parametrize(
         "content",
