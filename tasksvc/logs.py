@@ -12,11 +12,11 @@ import logging
 import logging.handlers
 import queue
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import orjson
 import structlog
@@ -96,6 +96,38 @@ class _Queue(logging.handlers.QueueHandler):
             _Queue.dropped += 1
 
 
+class Line(NamedTuple):
+    """A line that was made in another process."""
+
+    logger: str
+    level: int
+    terminal: str
+    file: str
+
+
+class _Relay(logging.Handler):
+    """Sends each line, in both of its forms, to the process that writes it."""
+
+    def __init__(self, send: Callable[[Line], None], context: Event) -> None:
+        super().__init__()
+        self._send = send
+        self._context = context
+        self._forms = _for_terminal(), _for_file()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, dict):
+            record.msg = {**self._context, **record.msg}
+        else:
+            record.context = {**self._context, **structlog.contextvars.get_contextvars()}
+        try:
+            terminal, file = (form.format(record) for form in self._forms)
+        except Exception:
+            self.handleError(record)
+            return
+        with suppress(OSError):  # nobody is there to write it
+            self._send(Line(record.name, record.levelno, terminal, file))
+
+
 class _Listener(logging.handlers.QueueListener):
     def enqueue_sentinel(self) -> None:
         self.queue.put(self._sentinel)  # type: ignore[attr-defined]  # it waits for room
@@ -116,46 +148,51 @@ def configured(level: str, file_path: Path) -> Iterator[None]:
     file = logging.handlers.RotatingFileHandler(
         file_path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8"
     )
-    file.setFormatter(
-        _formatter(
-            # Without the frames' variables: they hold what tasks contain.
-            structlog.processors.ExceptionRenderer(
-                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-            ),
-            structlog.processors.JSONRenderer(serializer=_json),
-        )
-    )
+    file.setFormatter(_for_file())
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(
-        _formatter(
-            _on_one_line,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=_write_traceback
-            ),
-        )
-    )
+    terminal.setFormatter(_for_terminal())
     handler = _Queue(queue.Queue(QUEUE_LINES))
     listener = _Listener(handler.queue, terminal, file)
-    root = logging.getLogger()
-    number = logging.getLevelName(level.upper())
-    root.handlers[:] = [handler]
-    root.setLevel(max(number, logging.INFO))  # libraries' own debugging is not ours
-    logging.getLogger("tasksvc").setLevel(number)
-    # The access log is ours; and asyncio says what we handle.
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    structlog.configure(
-        processors=[*_OURS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        cache_logger_on_first_use=False,
-    )
+    _set_up(handler, logging.getLevelName(level.upper()))
     listener.start()
     try:
         yield
     finally:
         listener.stop()
-        root.handlers[:] = []
+        logging.getLogger().handlers[:] = []
         file.close()
+
+
+def level() -> int:
+    """What the service's own lines are at least."""
+    return logging.getLogger("tasksvc").getEffectiveLevel()
+
+
+def relay(level: int, send: Callable[[Line], None], **context: Any) -> None:
+    """Logging of a process whose lines another one writes; all of them have the context."""
+    _set_up(_Relay(send, context), level)
+
+
+def write(line: Line) -> None:
+    """Writes a line of another process."""
+    record = logging.LogRecord(line.logger, line.level, "", 0, line.terminal, None, None)
+    record.line = line
+    logging.getLogger(line.logger).handle(record)
+
+
+def _set_up(handler: logging.Handler, level: int) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.INFO))  # libraries' own debugging is not ours
+    logging.getLogger("tasksvc").setLevel(level)
+    # The access log is ours; and asyncio says what we handle.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*_OURS, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _json(event: Any, **_: Any) -> str:
@@ -171,8 +208,37 @@ def _json(event: Any, **_: Any) -> str:
         )
 
 
-def _formatter(*renderers: Any) -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_THEIRS,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """One form of a line. What another process has sent has it already."""
+
+    def __init__(self, form: str, *renderers: Any) -> None:
+        super().__init__(
+            foreign_pre_chain=_THEIRS,
+            processors=[self.remove_processors_meta, *renderers],
+        )
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = getattr(record, "line", None)
+        return super().format(record) if line is None else getattr(line, self._form)
+
+
+def _for_terminal() -> logging.Formatter:
+    return _Formatter(
+        "terminal",
+        _on_one_line,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=_write_traceback
+        ),
+    )
+
+
+def _for_file() -> logging.Formatter:
+    return _Formatter(
+        "file",
+        # Without the frames' variables: they hold what tasks contain.
+        structlog.processors.ExceptionRenderer(
+            structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        ),
+        structlog.processors.JSONRenderer(serializer=_json),
     )

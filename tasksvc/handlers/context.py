@@ -15,6 +15,11 @@ Report = Callable[[Claim, float, str], Awaitable[None]]
 """Keeps how far a task has come: a fraction from 0 to 1, and a word about it."""
 
 
+def deadline(claim: Claim) -> float | None:
+    """When a run that begins now is stopped."""
+    return None if claim.timeout_seconds is None else time.monotonic() + claim.timeout_seconds
+
+
 @dataclass(slots=True)
 class _Context:
     id: str

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
-import signal
 import threading
-import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
+from contextvars import copy_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry
+from tasksvc import logs
 from tasksvc.domain.task import Claim
-from tasksvc.handlers import Handler
-from tasksvc.handlers.context import Context, Report, SyncContext
+from tasksvc.handlers import Handler, child
+from tasksvc.handlers.context import Context, Report, SyncContext, deadline
 from tasksvc.handlers.kinds import Declared
 from tasksvc.handlers.limit import time_limit
 
@@ -53,7 +49,7 @@ class Runners:
 
             return await declared.function(
                 claim.content,
-                Context(claim.id, claim.attempt, claim.kind, _deadline(claim), report),
+                Context(claim.id, claim.attempt, claim.kind, deadline(claim), report),
             )
 
         return handle
@@ -71,7 +67,7 @@ class Runners:
 
             def work() -> None:
                 context = SyncContext(
-                    claim.id, claim.attempt, claim.kind, _deadline(claim), report, ended.done
+                    claim.id, claim.attempt, claim.kind, deadline(claim), report, ended.done
                 )
                 end = _call(declared.function, claim.content, context, ended)
                 with suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -80,11 +76,17 @@ class Runners:
 
             # Its place is free when the thread has ended, which may be long after the task has: a
             # thread that ignores its cancellation must not make room for ever more of them. It is a
-            # daemon, or it would keep the process from its end.
+            # daemon, or it would keep the process from its end. Its lines name the task: they have
+            # the context of this.
             async with time_limit(claim.timeout_seconds) as begin:
                 await self._threads.acquire()
                 begin()
-                threading.Thread(target=work, name=f"task-{claim.id}", daemon=True).start()
+                threading.Thread(
+                    target=copy_context().run,
+                    args=(work,),
+                    name=f"task-{claim.id}",
+                    daemon=True,
+                ).start()
                 return await ended
 
         return handle
@@ -93,13 +95,13 @@ class Runners:
         function = declared.function
         where = (function.__module__, function.__qualname__)
         forkserver = multiprocessing.get_context("forkserver")
-        forkserver.set_forkserver_preload([__name__, function.__module__])
+        forkserver.set_forkserver_preload([child.__name__, function.__module__])
 
         async def handle(claim: Claim) -> Any:
             async with self._processes:
                 ours, theirs = forkserver.Pipe()
                 process = forkserver.Process(
-                    target=_child, args=(theirs, where, claim), daemon=True
+                    target=child.run, args=(theirs, where, claim, logs.level()), daemon=True
                 )
                 try:
                     await _finished(asyncio.to_thread(process.start))
@@ -125,14 +127,12 @@ class Runners:
                     begin()
                 case ("progress", fraction, message):
                     await self._report(claim, fraction, message)
+                case ("line", line):
+                    logs.write(line)
                 case ("result", result):
                     return result
                 case ("error", error):
                     raise error
-
-
-def _deadline(claim: Claim) -> float | None:
-    return None if claim.timeout_seconds is None else time.monotonic() + claim.timeout_seconds
 
 
 def _call(
@@ -158,53 +158,6 @@ def _call(
             ended.set_exception(error)
 
     return end
-
-
-def _child(theirs: Connection, where: tuple[str, str], claim: Claim) -> None:
-    """All that the process of a handler does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and tells us
-    threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
-    try:
-        function: Any = import_module(where[0])
-        for name in where[1].split("."):
-            function = getattr(function, name)
-        theirs.send(("begun",))
-        context = SyncContext(
-            claim.id,
-            claim.attempt,
-            claim.kind,
-            _deadline(claim),
-            lambda fraction, message: theirs.send(("progress", fraction, message)),
-            lambda: False,
-        )
-        answer: tuple[str, Any] = ("result", function(claim.content, context))
-    except BaseException as error:
-        answer = ("error", _portable(error))
-    try:
-        theirs.send(answer)
-    except Exception as error:  # it can't be pickled
-        theirs.send(("error", _portable(error)))
-
-
-def _end_with(theirs: Connection) -> None:
-    """Ends this process when the service is gone: nobody wants the result any more."""
-    with suppress(EOFError, OSError):
-        theirs.recv()  # nothing is ever sent this way
-    os._exit(1)
-
-
-def _portable(error: BaseException) -> Exception:
-    """The error as the service may raise it: of a class that it knows, with the traceback as a
-    note."""
-    told: Exception
-    if isinstance(error, Retry):
-        told = Retry(str(error), after_seconds=error.after_seconds)
-    elif isinstance(error, Permanent):
-        told = Permanent(str(error))
-    else:
-        told = RaisedElsewhere(type(error).__name__, str(error))
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
 
 
 def _end(process: Any) -> None:

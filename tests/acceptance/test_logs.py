@@ -70,6 +70,51 @@ async def test_every_line_is_one_event_and_names_its_request(service: ServicePro
     assert "\x1b" not in service.output()  # colours are for terminals
 
 
+@pytest.mark.parametrize("where", ["loop", "thread", "process"])
+async def test_lines_of_a_handler_name_its_task(shared_services: Start, where: str) -> None:
+    service = shared_services(TASKSVC_HANDLERS="tests.handlers.shop", TASK_RETRY_BASE_SECONDS=0)
+
+    id = service.create(kind=f"talk-{where}")["id"]
+
+    await eventually(lambda: service.task(id)["status"] == "completed")
+
+    def said() -> list[dict[str, Any]]:
+        loggers = ("tasksvc.handler", "shop", "library")
+        return [
+            event
+            for event in service.events()
+            if event.get("task_id") == id and event["logger"] in loggers
+        ]
+
+    await eventually(lambda: len(said()) == 4)
+    context, own, library, error = said()
+    for event in said():
+        assert event["attempt"] == 1
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"])
+    assert (context["event"], context["level"], context["number"]) == ("By the context", "info", 1)
+    assert (own["event"], own["logger"], own["number"]) == ("By structlog", "shop", 2)
+    assert (library["event"], library["level"]) == ("By logging", "warning")
+    assert error["value"].startswith("<object")
+    assert error["exception"][0]["exc_type"] == "Unheard"
+    assert error["exception"][0]["frames"][0]["name"] == "talk"
+
+    lines = [line for line in service.output().splitlines() if f"task_id={id}" in line]
+    for text in ("By the context", "By structlog", "By logging", "With an error"):
+        (line,) = [line for line in lines if text in line]
+        assert TERMINAL_LINE.fullmatch(line)
+    assert "tests.handlers.shop.Unheard: why" in service.output()
+
+
+async def test_level_is_kept_in_a_process(start_service: Start) -> None:
+    service = start_service(TASKSVC_HANDLERS="tests.handlers.shop", LOG_LEVEL="debug")
+
+    id = service.create("quietly", kind="talk-process")["id"]
+
+    await eventually(lambda: service.task(id)["status"] == "completed")
+    told = [e["event"] for e in service.events() if e["logger"] in ("tasksvc.handler", "library")]
+    assert told == ["Ours"]
+
+
 async def test_content_and_secrets_are_nowhere(
     start_service: Start, environment: dict[str, str]
 ) -> None:
@@ -167,6 +212,27 @@ def test_every_line_is_written_by_the_end(tmp_path: Path) -> None:
             structlog.get_logger("tasksvc.x").info("Event", number=number)
 
     assert [event["number"] for event in events(path)] == list(range(1000))
+
+
+def test_line_that_cannot_be_made_or_sent_fails_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process whose lines another one writes."""
+    sent: list[logs.Line] = []
+
+    def send(line: logs.Line) -> None:
+        if "nobody" in line.file:
+            raise BrokenPipeError
+        sent.append(line)
+
+    with configured(tmp_path):
+        logs.relay(logging.INFO, send, task_id="t")
+        logging.getLogger("library").warning("%d", "no number")
+        logging.getLogger("library").warning("to nobody")
+        logging.getLogger("library").warning("to somebody")
+
+    assert [json.loads(line.file)["event"] for line in sent] == ["to somebody"]
+    assert "to nobody" not in capsys.readouterr().err
 
 
 def test_newlines_and_escapes_stay_within_their_line(

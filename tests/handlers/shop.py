@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from typing import Any
+
+import structlog
 
 from tasksvc import Context, Permanent, Retry, SyncContext, handler
 
@@ -72,6 +75,36 @@ def burn(content: str, ctx: SyncContext) -> int:
 
 class Unheard(Exception):
     """Of a class that the service need not know."""
+
+
+def talk(ctx: Context | SyncContext) -> None:
+    """In every way to write a line."""
+    ctx.log.info("By the context", number=1)
+    structlog.get_logger("shop").info("By structlog", number=2)
+    logging.getLogger("library").warning("By %s", "logging")
+    try:
+        raise Unheard("why")
+    except Unheard:
+        ctx.log.exception("With an error", value=object())
+
+
+@handler("talk-loop")
+async def talk_on_the_loop(content: str, ctx: Context) -> None:
+    talk(ctx)
+
+
+@handler("talk-thread")
+def talk_in_a_thread(content: str, ctx: SyncContext) -> None:
+    talk(ctx)
+
+
+@handler("talk-process", run_in="process")
+def talk_in_a_process(content: str, ctx: SyncContext) -> None:
+    if content == "quietly":
+        ctx.log.debug("Ours")
+        logging.getLogger("library").debug("Not ours to tell")
+        return
+    talk(ctx)
 
 
 @handler("fail", max_attempts=2)
