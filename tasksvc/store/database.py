@@ -151,6 +151,8 @@ class Database:
             "enable_hashjoin": "off",
             "enable_mergejoin": "off",
             "jit": "off",
+            # What is looked up by a nullable key would be read whole, and kept, for each statement.
+            "enable_material": "off",
             "plan_cache_mode": "force_generic_plan",
         }
         given = parse_dsn(self._url).get("options", "")

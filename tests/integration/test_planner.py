@@ -17,7 +17,7 @@ from tasksvc.domain.task import DEFAULT_LANE, Filter, NewTask, Options, Progress
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array
 from tasksvc.store.database import Database, Row
-from tasksvc.store.task_store import TaskStore
+from tasksvc.store.task_store import TaskStore, _documents
 from tests.harness import ago, eventually, query
 
 FINISHED = 50_000
@@ -222,3 +222,21 @@ async def test_what_waits_long_costs_the_relay_nothing(
     query(database_url, "ANALYZE task")
     for query_name, parameters in calls.items():
         assert await store.pages(query_name, **parameters) < 200, query_name
+
+
+KEYED = """
+INSERT INTO task (id, unique_key, max_attempts, content)
+SELECT gen_random_uuid(), 'key-' || n, 3, 'x' FROM generate_series(1, 20000) AS n
+"""
+
+
+async def test_unique_key_is_looked_up_whatever_the_planner_believes(
+    database_url: str, store: ExplainingStore
+) -> None:
+    """A young table has no statistics, and all of its tasks may be live and have keys."""
+    query(database_url, KEYED)
+    taken = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(unique_key="key-7"))
+    plain = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(max_attempts=5))
+    tasks = _documents([taken, plain])
+
+    assert await store.pages("insert_special_tasks", tasks=tasks) < 100
