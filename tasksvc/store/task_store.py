@@ -22,6 +22,7 @@ from tasksvc.domain.task import (
     Keyed,
     Lane,
     NewTask,
+    Options,
     Priority,
     Progress,
     Status,
@@ -434,9 +435,13 @@ def _attempt(
     return Attempt(attempt, started_at, ended_at, worker, ended, *others)
 
 
+_COLUMNS = (*Options._fields, *NewTask._fields)
+
+
 def document(task: NewTask) -> dict[str, Any]:
     """The task with the columns that it has, for JSON."""
-    return {**task.options._asdict(), **task._asdict(), "options": None}
+    values = zip(_COLUMNS, (*task.options, *task), strict=True)
+    return {name: value for name, value in values if value is not None and name != "options"}
 
 
 def _documents(tasks: Sequence[NewTask]) -> str:
