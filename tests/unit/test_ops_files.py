@@ -182,6 +182,10 @@ def test_every_container_drops_its_capabilities():
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
+def test_container_of_the_tests_buries_orphans():
+    assert load("docker-compose.yml")["services"]["test"]["init"] is True
+
+
 def test_temporary_files_of_handlers_stay_out_of_the_volume():
     app = load("docker-compose.yml")["services"]["app"]
 
