@@ -194,7 +194,7 @@ class WorkerService:
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""
         claim = self._held.pop(id, None)
-        if claim is not None and claim.queue:
+        if claim is not None and claim.is_limited:
             self._publisher.on_due_in(0.0)  # there may be room in the queue now
 
     def stop_handlers(self, canceled: Sequence[Canceled]) -> None:

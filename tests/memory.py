@@ -371,7 +371,7 @@ class MemoryStore(TaskStore):
                     row.timeout_seconds,
                     row.kind,
                     row.priority,
-                    row.queue or "",
+                    row.queue is not None,
                     row.retry_base_seconds,
                     row.retry_max_seconds,
                 )

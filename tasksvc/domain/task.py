@@ -221,8 +221,8 @@ class Claim(NamedTuple):
     timeout_seconds: float | None = None
     kind: str = DEFAULT_KIND
     priority: str = Priority.NORMAL
-    queue: str = ""
-    """The name of its queue; none has no name."""
+    is_limited: bool = False
+    """Its queue may have a limit: when it ends there may be room for another."""
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
 

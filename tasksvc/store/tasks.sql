@@ -192,9 +192,9 @@ WITH holder AS (
     SELECT name, lock_queue(name) AS room
     FROM (SELECT DISTINCT queue AS name FROM wanted WHERE queue <> '' AND status = 'pending' ORDER BY queue) AS queued
 ), admitted AS (
-    SELECT id, status FROM wanted WHERE queue = '' OR status = 'processing'
+    SELECT id, status, queue <> '' AS is_limited FROM wanted WHERE queue = '' OR status = 'processing'
     UNION ALL
-    SELECT started.id, started.status FROM open, LATERAL (
+    SELECT started.id, started.status, room < 1000000000 FROM open, LATERAL (
         SELECT id, status FROM wanted WHERE queue = open.name AND status = 'pending' ORDER BY id LIMIT open.room
     ) AS started
 )
@@ -206,8 +206,8 @@ UPDATE task SET
     updated_at = clock_timestamp()
 FROM admitted WHERE task.id = admitted.id
 RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
-    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, queue, retry_base_seconds,
-    retry_max_seconds;
+    extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, is_limited,
+    retry_base_seconds, retry_max_seconds;
 
 -- unpublish_refused_tasks --
 -- pending stays pending: a worker was told of tasks of kinds that it does not serve, or of queues that let none start. The
