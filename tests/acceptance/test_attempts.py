@@ -130,7 +130,11 @@ async def test_failures_have_their_errors_and_tracebacks(shop: ServiceProcess) -
     assert task["error"] == found[-1]["error"]
     assert "Traceback" not in json.dumps(task)
     events = await eventually(
-        lambda: [e for e in shop.events() if e["action"] == "handler_failed" and e["task_id"] == id]
+        lambda: [  # a handler's own lines have no action
+            event
+            for event in shop.events()
+            if event.get("action") == "handler_failed" and event["task_id"] == id
+        ]
     )
     assert events[0]["exception"][0]["frames"][-1]["name"] == "fail"
 
