@@ -31,7 +31,6 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     LIVE,
     NO_OPTIONS,
-    Canceled,
     Created,
     Filter,
     Keyed,
@@ -97,11 +96,9 @@ def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
     return Created(first.task, is_replayed=True, is_new=first.is_new)
 
 
-def _made(created: Created | TaskServiceError) -> Created:
-    """Raises what a create came to instead."""
-    if isinstance(created, TaskServiceError):
-        raise created
-    return created
+def _too_late(task: Task | None) -> TaskServiceError:
+    """Why it was not canceled."""
+    return TaskNotFound() if task is None else TaskIsFinal(task.status)
 
 
 def _weight(task: NewTask) -> int:
@@ -142,24 +139,24 @@ class TaskService:
         self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
 
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
-        self._creates: Group[NewTask, Task] = Group(
+        self._creates: Group[NewTask, Created] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
-        self._special_creates: Group[NewTask, Created | TaskServiceError] = Group(
+        self._special_creates: Group[NewTask, Created] = Group(
             "special",
             self._insert_special,
             observe=metrics.group_size("special"),
             weigh=_weight,
             **bounds,
         )
-        self._gets: Group[str, Task | None] = Group(
+        self._gets: Group[str, Task] = Group(
             "get",
             self._get,
             observe=metrics.group_size("get"),
             max_size=min(group_size, _READ_SIZE),
             max_waiting=max_waiting,
         )
-        self._cancels: Group[str, Canceled | Task | None] = Group(
+        self._cancels: Group[str, Task] = Group(
             "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
         )
         self._groups: tuple[Group[Any, Any], ...] = (
@@ -182,37 +179,31 @@ class TaskService:
             raise UnknownKind
 
     def create(
-        self, content: str, traceparent: str | None = None, options: Options = NO_OPTIONS
-    ) -> Awaitable[Task]:
-        """The task, committed. The stream is told afterwards, and need not be there. With a unique
-        key it may be the live task that had it already; `create_once` says so.
-
-        Raises ContentRefused when the database does not take the content.
-        """
-        if options == NO_OPTIONS:
-            is_published = self._stream.is_open()
-            id = str(uuid_utils.uuid7())
-            return self._creates.join(
-                NewTask(id, content, self._default_attempts, traceparent, is_published)
-            )
-        return self._create_special(content, traceparent, options)
-
-    async def create_once(
         self,
         content: str,
-        traceparent: str | None,
-        options: Options,
+        traceparent: str | None = None,
+        options: Options = NO_OPTIONS,
         *,
         key: str | None = None,
         fingerprint: str | None = None,
-    ) -> Created:
-        """The same, and once for a key: a later create with it gets the task of the first.
+    ) -> Awaitable[Created]:
+        """The task, committed. The stream is told afterwards, and need not be there.
 
-        Raises KeyReused too: the first had another fingerprint.
+        With an idempotency key it is made once: a later create with the key gets the same task.
+        With a unique key it may be the live task that had it already.
+
+        Raises:
+            ContentRefused: the database does not take the content.
+            KeyReused: the first create with the key had another fingerprint.
         """
-        task = self.new_task(content, traceparent, options)
-        return _made(
-            await self._special_creates.join(task._replace(key=key, fingerprint=fingerprint))
+        if key is None and options == NO_OPTIONS:
+            id = str(uuid_utils.uuid7())
+            is_published = self._stream.is_open()
+            return self._creates.join(
+                NewTask(id, content, self._default_attempts, traceparent, is_published)
+            )
+        return self._special_creates.join(
+            self.new_task(content, traceparent, options, key, fingerprint)
         )
 
     async def create_many(self, orders: Sequence[tuple[str, Options]]) -> list[Task]:
@@ -222,7 +213,8 @@ class TaskService:
         """
         tasks = [self.new_task(content, None, options) for content, options in orders]
         self._special_creates.check_room()
-        return [_made(each).task for each in await self._special_creates.join_all(tasks)]
+        created = await self._special_creates.join_all(tasks)
+        return [each.task for each in created]
 
     async def retry(self, id: str) -> Task:
         """A new task with the content and the settings of a final one; each names the other.
@@ -263,12 +255,9 @@ class TaskService:
         # One that was deleted in between is no longer there.
         return Page([found[id] for id in ids if id in found], next_before)
 
-    async def get(self, id: str) -> Task:
+    def get(self, id: str) -> Awaitable[Task]:
         """Raises TaskNotFound."""
-        task = await self._gets.join(id)
-        if task is None:
-            raise TaskNotFound
-        return task
+        return self._gets.join(id)
 
     async def get_attempts(self, id: str) -> list[Attempt]:
         """The runs of a task, in their order; of very many the newest.
@@ -280,17 +269,12 @@ class TaskService:
             await self.get(id)  # is it there at all?
         return attempts
 
-    async def cancel(self, id: str) -> Task:
+    def cancel(self, id: str) -> Awaitable[Task]:
         """The task, canceled for good; its handler is being stopped.
 
         Raises TaskNotFound, and TaskIsFinal when it was too late.
         """
-        found = await self._cancels.join(id)
-        if found is None:
-            raise TaskNotFound
-        if isinstance(found, Task):
-            raise TaskIsFinal(found.status)
-        return found.task
+        return self._cancels.join(id)
 
     async def cancel_many(
         self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
@@ -308,7 +292,14 @@ class TaskService:
 
     # For schedules.
 
-    def new_task(self, content: str, traceparent: str | None, options: Options) -> NewTask:
+    def new_task(
+        self,
+        content: str,
+        traceparent: str | None,
+        options: Options,
+        key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> NewTask:
         """A task with an id, on its way into the store."""
         # The relay publishes what has to wait for its time.
         is_published = self._stream.is_open(options.lane) and not options.waits
@@ -319,6 +310,8 @@ class TaskService:
             traceparent,
             is_published,
             options,
+            key,
+            fingerprint,
         )
 
     def publish_soon(self, tasks: Iterable[NewTask]) -> None:
@@ -356,10 +349,10 @@ class TaskService:
 
     # The groups: each takes many and gives one result for each.
 
-    async def _insert(self, tasks: list[NewTask]) -> list[Task]:
+    async def _insert(self, tasks: list[NewTask]) -> list[Created]:
         inserted = await self._store.insert_tasks(tasks)
         self._publisher.soon([task.id for task in tasks if task.is_published])
-        return inserted
+        return [Created(task) for task in inserted]
 
     async def _insert_special(self, tasks: list[NewTask]) -> list[Created | TaskServiceError]:
         results: dict[str, Created | TaskServiceError] = {}
@@ -422,27 +415,23 @@ class TaskService:
             if task.expires_at is not None:
                 self._publisher.on_due_in(_seconds(task.created_at, task.expires_at))
 
-    async def _get(self, ids: list[str]) -> list[Task | None]:
+    async def _get(self, ids: list[str]) -> list[Task | TaskServiceError]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}
-        return [found.get(id) for id in ids]
+        return [found.get(id) or TaskNotFound() for id in ids]
 
-    async def _cancel(self, ids: list[str]) -> list[Canceled | Task | None]:
-        canceled = {each.task.id: each for each in await self._store.cancel_tasks(ids)}
-        self._worker.stop_handlers(list(canceled.values()))
+    async def _cancel(self, ids: list[str]) -> list[Task | TaskServiceError]:
+        canceled = await self._store.cancel_tasks(ids)
+        self._worker.stop_handlers(canceled)
+        fresh = {each.task.id: each.task for each in canceled}
         # Why the others were not: that is for a second statement, since the first still sees the
         # state from before a race that it lost.
-        rest = [id for id in ids if id not in canceled]
+        rest = [id for id in ids if id not in fresh]
         found = {task.id: task for task in await self._store.get_tasks(rest)} if rest else {}
-        found.update((id, each.task) for id, each in canceled.items())
+        found |= fresh
         # Of two requests in one group, one cancels and the other is too late.
-        return [canceled.pop(id, None) or found.get(id) for id in ids]
+        return [fresh.pop(id) if id in fresh else _too_late(found.get(id)) for id in ids]
 
     # Below.
-
-    async def _create_special(
-        self, content: str, traceparent: str | None, options: Options
-    ) -> Task:
-        return (await self.create_once(content, traceparent, options)).task
 
     async def _retry(self, new_ids: Mapping[str, str], *, is_again: bool) -> dict[str, Lane | None]:
         is_published = self._stream.is_up

@@ -487,7 +487,6 @@ class MemoryStore(TaskStore):
         )
         for id in old[:limit]:
             del self.rows[id]
-            self.keys = {key: kept for key, kept in self.keys.items() if kept[1] != id}
         return len(old[:limit])
 
     async def get_tasks(self, ids: Sequence[str]) -> list[Task]:

@@ -15,7 +15,7 @@ from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
 from tasksvc.domain.retry import RetryPolicy, describe
 from tasksvc.domain.task import Claim
 from tasksvc.handlers.kinds import Kind
-from tasksvc.handlers.limit import time_limit
+from tasksvc.handlers.limit import TimeLimit
 from tasksvc.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -87,6 +87,6 @@ async def _call(kind: Kind, claim: Claim) -> Any:
     claim = claim._replace(timeout_seconds=seconds)
     if kind.keeps_time:
         return await kind.handler(claim)
-    async with time_limit(seconds) as begin:
-        begin()
+    async with TimeLimit(seconds) as limit:
+        limit.begin()
         return await kind.handler(claim)

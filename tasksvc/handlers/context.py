@@ -11,6 +11,8 @@ import structlog
 
 from tasksvc.domain.task import Claim
 
+_log = structlog.get_logger("tasksvc.handler")
+
 Report = Callable[[Claim, float, str], Awaitable[None]]
 """Keeps how far a task has come: a fraction from 0 to 1, and a word about it."""
 
@@ -29,13 +31,11 @@ class _Context:
     kind: str
     deadline: float | None
     """When (`time.monotonic`) the run is stopped; None when it has no time limit."""
-    log: Any = field(init=False, repr=False)
-    """A logger whose lines name the task."""
 
-    def __post_init__(self) -> None:
-        self.log = structlog.get_logger("tasksvc.handler").bind(
-            task_id=self.id, attempt=self.attempt
-        )
+    @property
+    def log(self) -> Any:
+        """A logger whose lines name the task."""
+        return _log.bind(task_id=self.id, attempt=self.attempt)
 
     @property
     def remaining_seconds(self) -> float | None:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 from tasksvc.domain.retry import TimedOut
 
 
-@asynccontextmanager
-async def time_limit(seconds: float | None) -> AsyncIterator[Callable[[], None]]:
-    """Gives what is to be called when the run begins; the time before is not counted.
+class TimeLimit:
+    """Ends what is within it so many seconds after its beginning, with TimedOut."""
 
-    Raises TimedOut so many seconds later.
-    """
-    try:
-        async with asyncio.timeout(None) as limit:
+    __slots__ = ("_limit", "_seconds")
 
-            def begin() -> None:
-                if seconds is not None:
-                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._limit = asyncio.timeout(None)
 
-            yield begin
-    except TimeoutError as error:
-        if not limit.expired():
-            raise  # the handler's own
-        raise TimedOut(f"It ran for longer than {seconds:g} s.") from error
+    def begin(self) -> None:
+        """To be called when the run begins; the time before is not counted."""
+        if self._seconds is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+    async def __aenter__(self) -> TimeLimit:
+        await self._limit.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError as late:  # not the handler's own: that is `error`, and goes on
+            raise TimedOut(f"It ran for longer than {self._seconds:g} s.") from late

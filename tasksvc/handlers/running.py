@@ -16,7 +16,7 @@ from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler, child
 from tasksvc.handlers.context import Context, Report, SyncContext, deadline
 from tasksvc.handlers.kinds import Declared
-from tasksvc.handlers.limit import time_limit
+from tasksvc.handlers.limit import TimeLimit
 
 _TERMINATE_SECONDS = 2.0
 
@@ -78,9 +78,9 @@ class Runners:
             # thread that ignores its cancellation must not make room for ever more of them. It is a
             # daemon, or it would keep the process from its end. Its lines name the task: they have
             # the context of this.
-            async with time_limit(claim.timeout_seconds) as begin:
+            async with TimeLimit(claim.timeout_seconds) as limit:
                 await self._threads.acquire()
-                begin()
+                limit.begin()
                 threading.Thread(
                     target=copy_context().run,
                     args=(work,),
@@ -106,8 +106,8 @@ class Runners:
                 try:
                     await _finished(asyncio.to_thread(process.start))
                     theirs.close()
-                    async with time_limit(claim.timeout_seconds) as begin:
-                        return await self._converse(claim, ours, begin)
+                    async with TimeLimit(claim.timeout_seconds) as limit:
+                        return await self._converse(claim, ours, limit.begin)
                 except EOFError:
                     await asyncio.to_thread(process.join, _TERMINATE_SECONDS)
                     raise ProcessDied(f"Its exit code is {process.exitcode}.") from None

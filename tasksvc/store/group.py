@@ -15,7 +15,12 @@ from contextvars import Context
 from copy import copy
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tasksvc.domain.errors import ContentRefused, Overloaded, StoreUnavailable
+from tasksvc.domain.errors import (
+    ContentRefused,
+    Overloaded,
+    StoreUnavailable,
+    TaskServiceError,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +37,8 @@ class _Entry(NamedTuple):
 
 
 class Group(Generic[Item, Result]):
-    """One kind of statement. `write` takes many items and gives one result for each, in order.
+    """One kind of statement. `write` takes many items and gives one result for each, in order; an
+    error among them is raised to whoever brought its item.
 
     An item counts as `weigh` says, or as one: a group holds `max_size`, the line `max_waiting`.
     The statement runs in an asyncio task of the group's own: a caller that is canceled or goes away
@@ -42,7 +48,7 @@ class Group(Generic[Item, Result]):
     def __init__(
         self,
         name: str,
-        write: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        write: Callable[[list[Item]], Awaitable[Sequence[Result | TaskServiceError]]],
         *,
         max_size: int = 500,
         max_waiting: int = 10_000,
@@ -65,7 +71,7 @@ class Group(Generic[Item, Result]):
         Raises:
             Overloaded: the waiting line is full; nothing was done.
             ContentRefused: the database does not take this very item.
-            StoreUnavailable: and anything else that `write` raises.
+            StoreUnavailable: and anything else that `write` raises, or gives for the item.
         """
         self.check_room()
         return self._enter((item,), is_one=True)
@@ -149,8 +155,16 @@ class Group(Generic[Item, Result]):
             for entry in group:
                 end = start + len(entry.items)
                 if not entry.results.done():
-                    entry.results.set_result(results[start] if entry.is_one else results[start:end])
+                    _give(entry, results[start:end])
                 start = end
+
+
+def _give(entry: _Entry, results: Sequence[Any]) -> None:
+    for result in results:
+        if isinstance(result, TaskServiceError):
+            entry.results.set_exception(result)
+            return
+    entry.results.set_result(results[0] if entry.is_one else results)
 
 
 def _fail(group: list[_Entry], error: Exception) -> None:

@@ -19,7 +19,7 @@ WITH total AS (
 SELECT
     name, concurrency, is_paused,
     coalesce((SELECT tasks FROM total WHERE queue = name AND status = 'pending'), 0)::bigint,
-    (SELECT count(*) FROM queue_run WHERE queue = name),
+    coalesce((SELECT tasks FROM total WHERE queue = name AND status = 'processing'), 0)::bigint,
     coalesce((SELECT max(oldest_seconds) FROM due_lane WHERE queue = name), 0),
     (greatest(0, (SELECT coalesce(sum(tasks), 0) FROM total
         WHERE queue = name AND status IN ('completed', 'failed', 'canceled')) - earlier_ended)

@@ -60,7 +60,7 @@ SELECT key, encode(fingerprint, 'hex'), task.created_at >= idempotency_key.creat
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- forget_loose_keys --
--- Those of the keys that have no task: it lost a race for its unique key. What has one is committed with it.
+-- Those of the keys that have no task: it lost a race for its unique key, or is deleted. What has one is committed with it.
 DELETE FROM idempotency_key WHERE key IN (
     SELECT key FROM idempotency_key
     WHERE key = ANY(%(keys)s::text[]) AND NOT EXISTS (SELECT FROM task WHERE task.id = task_id)
@@ -194,7 +194,7 @@ WITH holder AS (
 ), admitted AS (
     SELECT id, status, queue <> '' AS is_limited FROM wanted WHERE queue = '' OR status = 'processing'
     UNION ALL
-    SELECT started.id, started.status, room < 1000000000 FROM open, LATERAL (
+    SELECT started.id, started.status, room IS NOT NULL FROM open, LATERAL (
         SELECT id, status FROM wanted WHERE queue = open.name AND status = 'pending' ORDER BY id LIMIT open.room
     ) AS started
 )
@@ -359,8 +359,6 @@ WITH old AS (
       AND id < (lpad(to_hex(greatest(0, 1000 * (extract(epoch FROM statement_timestamp()) - %(retention_seconds)s + 3600)
           )::bigint), 12, '0') || repeat('0', 20))::uuid
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), forgotten AS (
-    DELETE FROM idempotency_key WHERE task_id IN (SELECT id FROM old)
 ), ended AS (
     DELETE FROM attempt WHERE task_id IN (SELECT id FROM old)
 )

@@ -15,14 +15,13 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from tasksvc.domain.errors import UnknownKind
-from tasksvc.domain.task import FINAL, LIVE, Created, Status, Step
+from tasksvc.domain.task import FINAL, LIVE, Status, Step
 from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
 from tasksvc.web.bodies import read_json
 from tasksvc.web.keys import HEALTH, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 from tasksvc.web.schemas import (
-    TaskOrder,
     dump_attempts,
     dump_cursor,
     dump_step,
@@ -60,11 +59,14 @@ async def create_task(request: web.Request) -> Answer:
         order = load_task_create(await read_json(request))
         if order.options.kind is not None:
             await app[SERVICE].check_kind(order.options.kind)
-        is_replayed, is_new = False, True
-        if IDEMPOTENCY_KEY in request.headers or order.options.unique_key is not None:
-            task, is_replayed, is_new = await _create_once(request, order)
-        else:
-            task = await app[SERVICE].create(order.content, _traceparent(request), order.options)
+        key = _idempotency_key(request)
+        task, is_replayed, is_new = await app[SERVICE].create(
+            order.content,
+            _traceparent(request),
+            order.options,
+            key=key,
+            fingerprint=None if key is None else order.fingerprint(),
+        )
     except BaseException:
         metrics.task_create_fails.add()
         raise
@@ -220,19 +222,13 @@ async def _step(
     return Answer(dump_step(step, order.filter, done))
 
 
-async def _create_once(request: web.Request, order: TaskOrder) -> Created:
+def _idempotency_key(request: web.Request) -> str | None:
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is not None and not _KEY.fullmatch(key):
         raise Problem(
             HTTPStatus.BAD_REQUEST, "Idempotency-Key must be 1 to 255 visible ASCII characters."
         )
-    return await request.app[SERVICE].create_once(
-        order.content,
-        _traceparent(request),
-        order.options,
-        key=key,
-        fingerprint=order.fingerprint(),
-    )
+    return key
 
 
 def _traceparent(request: web.Request) -> str | None:

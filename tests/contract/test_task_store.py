@@ -332,13 +332,16 @@ class TestKeys:
         ((_, _, task, _),) = await store.find_keyed_tasks(["k"])
         assert task.id in {task.id for task in tasks}
 
-    async def test_task_that_is_deleted_takes_its_key_with_it(self, store: TaskStore) -> None:
+    async def test_key_of_a_deleted_task_is_loose(self, store: TaskStore) -> None:
         task = new_task()._replace(key="k", fingerprint="ab")
         await store.insert_special_tasks([task])
         await store.cancel_tasks([task.id])
         assert await store.delete_finished_tasks(-1, 10) == 1
 
         again = new_task()._replace(key="k", fingerprint="cd")
+        assert await store.insert_special_tasks([again]) == ([], {})
+        assert await store.find_keyed_tasks(["k"]) == []
+        await store.forget_loose_keys(["k"])
         ((inserted,), _) = await store.insert_special_tasks([again])
         assert inserted.id == again.id
 

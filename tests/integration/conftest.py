@@ -61,7 +61,7 @@ class Worker:
 
     async def create(self, content: str = "x") -> Task:
         """A task that the stream has been told of, if it listens."""
-        task = await self.tasks.create(content)
+        task = (await self.tasks.create(content)).task
         await self.flush()
         return task
 

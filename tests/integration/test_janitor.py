@@ -93,7 +93,7 @@ async def test_old_keys_are_forgotten(
     store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     for key in ("old", "new"):
-        await worker.tasks.create_once("x", None, NO_OPTIONS, key=key, fingerprint="ab")
+        await worker.tasks.create("x", None, NO_OPTIONS, key=key, fingerprint="ab")
     query(
         database_url,
         "UPDATE idempotency_key SET created_at = created_at - interval '2 hours' WHERE key = 'old'",
@@ -102,3 +102,11 @@ async def test_old_keys_are_forgotten(
     assert await Janitor(store, queue_store, 0, key_seconds=3600).run_once() == 1
 
     assert query(database_url, "SELECT key FROM idempotency_key") == [("new",)]
+
+
+async def test_key_of_a_deleted_task_makes_a_new_one(worker: Worker, database_url: str) -> None:
+    await worker.tasks.create("x", key="k", fingerprint="ab")
+    query(database_url, "DELETE FROM task")
+
+    again = await worker.tasks.create("y", key="k", fingerprint="cd")
+    assert (again.task.content, again.is_new, again.is_replayed) == ("y", True, False)

@@ -54,7 +54,7 @@ async def is_completed(service: TaskService, id: str) -> bool:
 
 
 async def process_one(service: TaskService) -> None:
-    task = await service.create("x")
+    task = (await service.create("x")).task
     await eventually(lambda: is_completed(service, task.id), 10)
 
 

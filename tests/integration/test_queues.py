@@ -96,11 +96,6 @@ class TestLimit:
                 f"SELECT queue, count(*) {RUNNING} GROUP BY 1 ORDER BY 1",
             )
             assert running == [("a", 3), ("b", 3)]
-            assert sorted(
-                query(database_url, "SELECT queue, task_id::text FROM queue_run")
-            ) == sorted(
-                query(database_url, "SELECT queue, id::text FROM task WHERE status = 'processing'")
-            )
             released = [
                 await store.release_tasks(id) for store, id in zip(stores, workers, strict=True)
             ]
@@ -135,6 +130,33 @@ class TestLimit:
                 await store.release_tasks(worker_id)
 
         assert [claim.id for claim in await store.claim_tasks(worker_id, ids[1:])] == ids[1:]
+
+    async def test_it_holds_for_what_started_before_it(
+        self, store: TaskStore, queue_store: QueueStore
+    ) -> None:
+        worker_id = await register(store)
+        ids = await insert(store, *tasks(5))
+        assert len(await store.claim_tasks(worker_id, ids[:3])) == 3
+        await queue_store.put_queue("mail", 2)
+
+        await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
+        assert await store.claim_tasks(worker_id, ids[3:]) == []
+        await store.finish_tasks([Finish(ids[1], 1, COMPLETED)])
+        assert [claim.id for claim in await store.claim_tasks(worker_id, ids[3:])] == [ids[3]]
+
+    async def test_what_is_counted_stays_little(
+        self, store: TaskStore, queue_store: QueueStore, database_url: str
+    ) -> None:
+        """Each claim and each end adds to the tally; the janitor comes once a minute."""
+        await queue_store.put_queue("mail", 1)
+        worker_id = await register(store)
+        ids = await insert(store, *tasks(150))
+        for id in ids:
+            assert len(await store.claim_tasks(worker_id, [id])) == 1
+            await store.finish_tasks([Finish(id, 1, COMPLETED)])
+
+        running = "FROM task_tally WHERE queue = 'mail' AND status = 'processing'"
+        assert query(database_url, f"SELECT sum(tasks), count(*) <= 102 {running}") == [(0, True)]
 
     async def test_relay_publishes_what_there_is_room_for(
         self, store: TaskStore, queue_store: QueueStore

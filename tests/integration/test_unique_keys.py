@@ -70,7 +70,7 @@ async def waits(database_url: str) -> None:
 
 def create(service: TaskService, key: str | None = None) -> asyncio.Future[Created]:
     fingerprint = None if key is None else "ab"
-    creating = service.create_once("x", None, UNIQUE, key=key, fingerprint=fingerprint)
+    creating = service.create("x", None, UNIQUE, key=key, fingerprint=fingerprint)
     return asyncio.ensure_future(creating)
 
 
@@ -216,7 +216,7 @@ async def test_key_of_another_request_is_refused_though_the_unique_key_is_the_sa
     await create(task_service, "k")
 
     with pytest.raises(KeyReused):
-        await task_service.create_once("y", None, UNIQUE, key="k", fingerprint="cd")
+        await task_service.create("y", None, UNIQUE, key="k", fingerprint="cd")
 
 
 async def test_retry_keeps_the_unique_key_and_waits_for_it(task_service: TaskService) -> None:

@@ -9,7 +9,13 @@ from traceback import extract_tb
 
 import pytest
 
-from tasksvc.domain.errors import ContentRefused, Overloaded, StoreUnavailable
+from tasksvc.domain.errors import (
+    ContentRefused,
+    Overloaded,
+    StoreUnavailable,
+    TaskNotFound,
+    TaskServiceError,
+)
 from tasksvc.store.group import Group
 from tests.harness import eventually
 
@@ -283,3 +289,17 @@ async def test_statement_knows_nothing_of_its_callers_context() -> None:
     await Group("test", write).join(1)
 
     assert seen == ["none"]
+
+
+async def test_error_among_the_results_is_of_its_item_alone() -> None:
+    async def write(items: list[int]) -> list[str | TaskServiceError]:
+        return [TaskNotFound() if item < 0 else f"wrote {item}" for item in items]
+
+    group: Group[int, str] = Group("test", write)
+    alone, beside, together = group.join(-1), group.join(1), group.join_all([2, -2])
+
+    with pytest.raises(TaskNotFound):
+        await alone
+    assert await beside == "wrote 1"
+    with pytest.raises(TaskNotFound):
+        await together

@@ -1,0 +1,68 @@
+"""A schema's quick reader, for where it is hot: whatever it takes, the schema takes too.
+
+It is made of the schema: marshmallow keeps the rules, and tells a client what is wrong. msgspec
+only reads what is right, in a thirtieth of the time.
+https://jcristharif.com/msgspec/constraints.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from marshmallow import Schema, fields
+from marshmallow.validate import Length, Range, Regexp
+
+NUL = rb"\u0000"
+"""As it stands in JSON. No rule here refuses it: look for it before."""
+
+_TYPES = {
+    fields.String: str,
+    fields.Integer: int,
+    fields.Float: float,
+    fields.AwareDateTime: datetime,
+}
+
+
+class Reader:
+    """Reads the JSON of an object."""
+
+    def __init__(self, schema: Schema, names: Sequence[str]) -> None:
+        """The schema's fields, all of them, in the order in which they are wanted."""
+        assert set(names) == set(schema.fields)
+        struct = msgspec.defstruct(
+            "Document",
+            [
+                (name, _type(field)) if field.required else (name, _type(field), None)
+                for name, field in ((name, schema.fields[name]) for name in names)
+            ],
+            forbid_unknown_fields=True,
+        )
+        self._decode = msgspec.json.Decoder(struct).decode
+
+    def read(self, body: bytes | bytearray) -> tuple[Any, ...] | None:
+        """The values of the fields, None for those that are not given; None for a body that is to
+        be read by the schema: something is wrong with it, or rare."""
+        try:
+            return msgspec.structs.astuple(self._decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+
+def _type(field: fields.Field[Any]) -> Any:
+    if isinstance(field, fields.Enum):
+        return field.enum
+    rules: dict[str, Any] = {"tz": True} if isinstance(field, fields.AwareDateTime) else {}
+    for validator in field.validators:
+        match validator:
+            case Length():
+                rules |= {"min_length": validator.min, "max_length": validator.max}
+            case Range():
+                rules["ge" if validator.min_inclusive else "gt"] = validator.min
+                rules["le" if validator.max_inclusive else "lt"] = validator.max
+            case Regexp():
+                rules["pattern"] = f"^(?:{validator.regex.pattern!s})"
+    (kind,) = (kind for known, kind in _TYPES.items() if isinstance(field, known))
+    return Annotated[kind, msgspec.Meta(**rules)]
