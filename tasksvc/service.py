@@ -222,8 +222,11 @@ class TaskService:
         Raises TaskNotFound, TaskIsNotFinal, and UniqueKeyTaken.
         """
         new_id = str(uuid_utils.uuid7())
-        made = await self._retry({id: new_id}, is_again=True)
-        found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
+        is_published, made = await self._retry({id: new_id}, is_again=True)
+        try:
+            found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
+        finally:  # not before: it is told as it was made
+            self._publish_retried({id: new_id}, made, is_published)
         if new_id in found:
             return found[new_id]
         if id not in found:
@@ -244,7 +247,8 @@ class TaskService:
         if ids and not is_dry:
             # The oldest first, as they were created.
             new_ids = {id: str(uuid_utils.uuid7()) for id in reversed(ids)}
-            made = await self._retry(new_ids, is_again=False)
+            is_published, made = await self._retry(new_ids, is_again=False)
+            self._publish_retried(new_ids, made, is_published)
             ids = [id for id in ids if made.get(id)]
         return Step(matched, ids, next_before)
 
@@ -433,14 +437,21 @@ class TaskService:
 
     # Below.
 
-    async def _retry(self, new_ids: Mapping[str, str], *, is_again: bool) -> dict[str, Lane | None]:
+    async def _retry(
+        self, new_ids: Mapping[str, str], *, is_again: bool
+    ) -> tuple[bool, dict[str, Lane | None]]:
+        """Whether the stream is to be told, and what was made."""
         is_published = self._stream.is_up
         made = await self._store.retry_tasks(new_ids, is_published=is_published, is_again=is_again)
+        return is_published, made
+
+    def _publish_retried(
+        self, new_ids: Mapping[str, str], made: Mapping[str, Lane | None], is_published: bool
+    ) -> None:
         if is_published:
             for id, lane in made.items():
                 if lane is not None:
                     self._publisher.soon([new_ids[id]], lane)
-        return made
 
     async def _find(
         self, filter: Filter, before: str | None, limit: int

@@ -19,7 +19,7 @@ from tasksvc.domain.errors import (
     TaskNotFound,
 )
 from tasksvc.domain.outcome import COMPLETED, Finish
-from tasksvc.domain.task import Claim, Status
+from tasksvc.domain.task import Claim, Status, Task
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
@@ -396,3 +396,23 @@ async def test_flush_waits_for_what_is_under_way(
 
     assert all(task.done() for task in creating)
     assert redis_client.xlen(stream_key) == 300
+
+
+async def test_retry_tells_of_its_task_as_it_was_made(
+    worker: Worker, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly it is read, and however quickly a consumer takes it."""
+    old = await worker.create()
+    await worker.tasks.cancel(old.id)
+    read = store.get_tasks
+
+    async def read_late(ids: list[str]) -> list[Task]:
+        await worker.flush()
+        assert (await worker.stream.measure())[0] == 0
+        return await read(ids)
+
+    await worker.take()  # what was canceled
+    monkeypatch.setattr(store, "get_tasks", read_late)
+    assert (await worker.tasks.retry(old.id)).status is Status.PENDING
+    await worker.flush()
+    assert (await worker.stream.measure())[0] == 1
