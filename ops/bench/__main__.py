@@ -77,7 +77,7 @@ class Progress:
 @click.option("--seconds", default=2.0, show_default=True, help="How long each measure loads.")
 @click.option("--rounds", default=5, show_default=True, help="How often each is measured.")
 @click.option("--connections", default=256, show_default=True, help="Of the load, kept alive.")
-@click.option("--full", is_flag=True, help="Also how the cost grows: takes about 15 minutes.")
+@click.option("--full", is_flag=True, help="Also how the cost grows: takes about 20 minutes.")
 @click.option(
     "--finished",
     default=10_000_000,

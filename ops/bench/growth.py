@@ -1,4 +1,4 @@
-"""How the cost grows: with finished tasks in the table, processes, connections, and content."""
+"""How the cost grows: with processes, connections, content, and finished tasks in the table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 import psycopg2
 
-from ops.bench import backlog, costs
+from ops.bench import costs, finished
 from ops.bench.children import BenchError
 from ops.bench.measures import Bench, Found
-from ops.bench.shapes import EMPTY, FIGURES, GROWN, SHAPES, figures
+from ops.bench.shapes import FIGURES, SHAPES, figures
 
 DRAIN = "drain of 100,000"
 WAITING = "100,000 waiting"
 RUNNING = "10,000 running sleeps"
+FINISHED = "finished tasks"
+
+FINISHED_ROUNDS = 9
 
 FAILURES = (BenchError, OSError, subprocess.SubprocessError, psycopg2.Error)
 """One shape's, which the run outlives."""
@@ -37,8 +40,8 @@ Round = dict[str, dict[str, Found]]
 """For each shape its figures."""
 
 
-def measure(bench: Bench, finished: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """All shapes, to and fro, and what needs many tasks at a time."""
+def measure(bench: Bench, count: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All shapes, to and fro, what needs many tasks at a time, and so many that are finished."""
     failed: dict[str, str] = {}
 
     def attempt(what: str, step: Callable[[], Found]) -> dict[str, Found]:
@@ -51,8 +54,6 @@ def measure(bench: Bench, finished: int, rounds: int, say: Callable[[str], None]
             say(f"{what}: {error}")
             return {}
 
-    say(f"inserting {finished:,} finished tasks")
-    backlog.fill_finished(bench, bench.database("bench_grown"), finished)
     measured: list[Round] = []
     for number in range(rounds):
         found: Round = {}
@@ -62,20 +63,22 @@ def measure(bench: Bench, finished: int, rounds: int, say: Callable[[str], None]
     many = attempt(DRAIN, lambda: _large_drain(bench))
     many |= attempt(WAITING, lambda: costs.with_waiting(bench, 100_000))
     many |= attempt(RUNNING, lambda: costs.with_running(bench, 10_000))
+    beside = attempt(FINISHED, lambda: finished.beside_empty(bench, count, FINISHED_ROUNDS))
     return {
-        "finished": finished,
+        "finished": count,
         "summary": summary(measured),
-        "beside_empty": beside_empty(measured),
+        "beside_empty": beside.get(FINISHED),
         "many": many,
         "failed": failed,
         "rounds": measured,
     }
 
 
-def expected_seconds(finished: int, rounds: int, seconds: float) -> float:
+def expected_seconds(count: int, rounds: int, seconds: float) -> float:
     """About what all of it takes."""
     each_round = len(SHAPES) * (_STEP_SECONDS + _LOADS * seconds)
-    return finished * _FILL_SECONDS + rounds * each_round + _MANY_SECONDS
+    beside = count * _FILL_SECONDS + FINISHED_ROUNDS * finished.SECONDS_A_ROUND
+    return rounds * each_round + _MANY_SECONDS + beside
 
 
 def loads(growth: Mapping[str, Any]) -> list[dict[str, Found]]:
@@ -112,13 +115,10 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
     return found
 
 
-def beside_empty(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+def beside_empty(growth: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """What becomes of each figure with the finished tasks: 1 when they cost nothing."""
-    both = [each for each in rounds if EMPTY in each and GROWN in each]
-    return {
-        name: _spread([_ratio(each[GROWN], name) / _ratio(each[EMPTY], name) for each in both])
-        for name in (FIGURES if both else ())
-    }
+    found = growth["beside_empty"]
+    return {name: _spread(each) for name, each in finished.ratios(found).items()} if found else {}
 
 
 def _large_drain(bench: Bench) -> Found:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ops.bench.growth import DRAIN
-from ops.bench.shapes import EMPTY, FIGURES, GROWN
+from ops.bench.finished import EMPTY, GROWN
+from ops.bench.growth import DRAIN, beside_empty
+from ops.bench.shapes import FIGURES
 
 
 def tables(growth: Mapping[str, Any]) -> str:
@@ -22,26 +23,26 @@ def _shapes(growth: Mapping[str, Any]) -> str:
         f"|---|{'---|' * len(FIGURES)}---|---|",
     ]
     for words, found in growth["summary"].items():
-        title = f"{growth['finished']:,} {words}" if words == GROWN else words
         cells = [f"{_spread(found[name])}, {found[name]['rate']:,.0f}" for name in FIGURES]
         cells += [f"{found['scrape_ms']:.1f}", _megabytes(found["peak_resident_bytes"])]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _beside_empty(growth: Mapping[str, Any]) -> str:
-    if not growth["beside_empty"]:
+    found = beside_empty(growth)
+    if not found:
         return ""
-    empty, grown = (growth["summary"][words]["scrape_ms"] for words in (EMPTY, GROWN))
     lines = [
         f"| {growth['finished']:,} finished tasks | ratio to the empty table, median (spread) |",
         "|---|---|",
     ]
-    lines += [
-        f"| {words} | {_spread(growth['beside_empty'][name])} |"
-        for name, (words, _) in FIGURES.items()
-    ]
-    lines.append(f"| a scrape | {grown:.1f} ms, empty {empty:.1f} ms |")
+    lines += [f"| {words} | {_spread(found[name])} |" for name, (words, _) in FIGURES.items()]
+    scrapes, peaks = (growth["beside_empty"][each] for each in ("scrape_ms", "peak_resident_bytes"))
+    lines.append(f"| a scrape | {scrapes[GROWN]:.1f} ms, empty {scrapes[EMPTY]:.1f} ms |")
+    lines.append(
+        f"| most memory | {_megabytes(peaks[GROWN])} MB, empty {_megabytes(peaks[EMPTY])} MB |"
+    )
     return "\n".join(lines)
 
 

@@ -121,20 +121,20 @@ class Bench:
         return stores.redis_benchmark(self)
 
     def echo_creates(self) -> Found:
-        return self._load(self.echo, [CREATE], 201)
+        return self.load(self.echo, [CREATE], 201)
 
     def echo_reads(self) -> Found:
-        return self._load(self.echo, self._reads("bench_taking"), 200)
+        return self.load(self.echo, self._reads("bench_taking"), 200)
 
     def creates(self) -> Found:
         self.forget("bench_taking")
-        return self._load(self.taking, [CREATE], 201)
+        return self.load(self.taking, [CREATE], 201)
 
     def reads_pending(self) -> Found:
-        return self._load(self.taking, self._reads("bench_taking"), 200)
+        return self.load(self.taking, self._reads("bench_taking"), 200)
 
     def reads_final(self) -> Found:
-        return self._load(self.working, self._reads("bench_working"), 200)
+        return self.load(self.working, self._reads("bench_working"), 200)
 
     def lives(self) -> Found:
         return self._lives(self.working, CREATE)
@@ -142,7 +142,7 @@ class Bench:
     def creates_with_options(self) -> Found:
         service = self.taking_options  # with which its database comes to be
         self.forget("bench_taking_options")
-        return self._load(service, [create_with_options()], 201)
+        return self.load(service, [create_with_options()], 201)
 
     def lives_with_options(self) -> Found:
         return self._lives(self.working_options, create_with_options())
@@ -198,10 +198,10 @@ class Bench:
 
     def _lives(self, child: Child, request: str) -> Found:
         with self._cpu(child) as cpu:
-            found = lives([child], lambda: self._load(child, [request], 201))
+            found = lives([child], lambda: self.load(child, [request], 201))
         return {**found, "cpu": cpu(found["answers"])}
 
-    def _load(self, child: Child, requests: list[str], status: int) -> Found:
+    def load(self, child: Child, requests: list[str], status: int) -> Found:
         with self._cpu(child) as cpu:
             found = children.load(
                 child.port,
@@ -230,8 +230,12 @@ class Bench:
         return [get(id) for (id,) in ids]
 
     def forget(self, database: str) -> None:
-        """The streams of a service without consumers are bounded, and would be full some day."""
+        """All tasks."""
         self.query("TRUNCATE task, idempotency_key", database=database)
+        self.empty_streams(database)
+
+    def empty_streams(self, database: str) -> None:
+        """Those of a service without consumers are bounded, and would be full some day."""
         with redis.Redis.from_url(self.redis.url) as client:
             for stream in client.scan_iter(f"{database}:tasks*"):
                 client.xtrim(stream, 0, approximate=False)

@@ -1,4 +1,4 @@
-"""Shapes in which the same figures are taken: processes, connections, content, finished tasks."""
+"""Shapes in which the same figures are taken: processes, connections, content."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psutil
-import redis
 
 from ops.bench import backlog, children
 from ops.bench.children import Child
 from ops.bench.load import CONTENT_BYTES, create, get
 from ops.bench.measures import PLACES, Bench, Found, lives
-from tasksvc.stream.keys import Keys
 
 _READ_IDS = 1000
 _SCRAPES = 5
@@ -40,20 +38,12 @@ class Shape:
     processes: int = 1
     connections: int = 256
     content_bytes: int = CONTENT_BYTES
-    is_grown: bool = False
-    """Whether its table has the finished tasks."""
-
-    @property
-    def database(self) -> str:
-        return "bench_grown" if self.is_grown else "bench_empty"
 
 
-EMPTY = "1 process, 256 connections, 100 B, empty table"
-GROWN = "finished tasks in the table"
+_DATABASE = "bench_shapes"
 
 SHAPES = (
-    Shape(EMPTY),
-    Shape(GROWN, is_grown=True),
+    Shape("1 process, 256 connections, 100 B"),
     Shape("2 processes", processes=2),
     Shape("4 processes", processes=4),
     Shape("1 connection", connections=1),
@@ -65,18 +55,17 @@ SHAPES = (
 
 def figures(bench: Bench, shape: Shape) -> dict[str, Found]:
     """Those of one shape, each beside the echo at the same work."""
-    database = bench.database(shape.database)
-    since = backlog.lowest_id(bench)
+    bench.database(_DATABASE)
     try:
         with bench.echo_of(shape.content_bytes) as echo:
-            return _figures(bench, shape, database, since, echo)
+            return _figures(bench, shape, echo)
     finally:
-        _forget(bench, shape, since)
+        bench.forget(_DATABASE)
 
 
-def _figures(
-    bench: Bench, shape: Shape, database: str, since: str, echo: Child
-) -> dict[str, Found]:
+def _figures(bench: Bench, shape: Shape, echo: Child) -> dict[str, Found]:
+    since = backlog.lowest_id(bench)
+
     def load(subjects: Sequence[Child], requests: list[str], status: int) -> Found:
         return children.load(
             *(each.port for each in subjects),
@@ -89,16 +78,16 @@ def _figures(
     create_one = [create(shape.content_bytes)]
     found: dict[str, Found] = {}
     with _services(bench, shape, workers=1) as services:
-        with _held_still(services):
-            backlog.fill(bench, database, _backlog(bench, shape), shape.content_bytes)
+        with held_still(services):
+            backlog.fill(bench, _DATABASE, _backlog(bench, shape), shape.content_bytes)
             ((begun_at,),) = bench.query("SELECT clock_timestamp()")
-        found["drain"] = backlog.drained(bench, database, since, begun_at)
+        found["drain"] = backlog.drained(bench, _DATABASE, since, begun_at)
         found["echo_lives"] = load([echo], create_one, 201)
         found["lives"] = lives(services, lambda: load(services, create_one, 201))
-        reads = _reads_final(bench, database)
+        reads = reads_final(bench, _DATABASE)
         found["reads_final"] = load(services, reads, 200)
         found["echo_reads"] = load([echo], reads, 200)
-        found["scrape"] = {"ms": _scrape_ms(services[0])}
+        found["scrape"] = {"ms": scrape_ms(services[0])}
         working_bytes = _peak_bytes(services)
     with _services(bench, shape, workers=0) as services:
         found["creates"] = load(services, create_one, 201)
@@ -120,7 +109,7 @@ def _services(bench: Bench, shape: Shape, workers: int) -> Iterator[list[Child]]
                 bench.service(
                     f"shape_{number}",
                     workers=workers,
-                    database=shape.database,
+                    database=_DATABASE,
                     TASK_CONSUMER_CONCURRENCY=PLACES,
                 )
             )
@@ -129,7 +118,7 @@ def _services(bench: Bench, shape: Shape, workers: int) -> Iterator[list[Child]]
 
 
 @contextmanager
-def _held_still(services: Sequence[Child]) -> Iterator[None]:
+def held_still(services: Sequence[Child]) -> Iterator[None]:
     """They are ready, and do nothing until all may begin at once."""
     processes = [psutil.Process(each.pid) for each in services]
     for process in processes:
@@ -141,7 +130,7 @@ def _held_still(services: Sequence[Child]) -> Iterator[None]:
             process.resume()
 
 
-def _reads_final(bench: Bench, database: str) -> list[str]:
+def reads_final(bench: Bench, database: str) -> list[str]:
     """Of tasks from all over the table."""
     ((tasks,),) = bench.query("SELECT coalesce(sum(tasks), 0) FROM task_tally", database=database)
     percent = min(100.0, 100.0 * 5 * _READ_IDS / max(1, int(tasks)))
@@ -160,7 +149,7 @@ def _peak_bytes(services: Sequence[Child]) -> int:
     return max(each.peak_resident_bytes for each in services)
 
 
-def _scrape_ms(service: Child) -> float:
+def scrape_ms(service: Child) -> float:
     """The median of a few scrapes, each on a connection of its own."""
     took = []
     for _ in range(_SCRAPES):
@@ -168,15 +157,3 @@ def _scrape_ms(service: Child) -> float:
         service.get("/metrics")
         took.append((time.monotonic() - begun_at) * 1000)
     return statistics.median(took)
-
-
-def _forget(bench: Bench, shape: Shape, since: str) -> None:
-    """All but the finished tasks that were there before."""
-    if not shape.is_grown:
-        bench.forget(shape.database)
-        return
-    with bench.cursor(shape.database) as cursor:
-        cursor.execute("DELETE FROM task WHERE id >= %s::uuid", (since,))
-        cursor.execute("VACUUM task")
-    with redis.Redis.from_url(bench.redis.url) as client:
-        client.xtrim(Keys(shape.database).tasks, 0, approximate=False)
