@@ -28,6 +28,9 @@ _WAIT_SECONDS = 1.0
 
 _SMALL_GROUP = 50
 
+_CLAIMED_CHARACTERS = 2_000_000
+"""Of contents in one claim: the answer is in memory several times over."""
+
 _STORE_POLL_SECONDS = 0.25
 """Between two looks into the store, while Redis is away and nothing is due."""
 
@@ -54,6 +57,7 @@ class Consumer:
         self._free = places
         # While one half's results are written, the other half is claimed; but not in small groups.
         self._most_at_once = max(places // 2, min(places, _SMALL_GROUP))
+        self._at_once = min(self._most_at_once, _SMALL_GROUP)
         self._worker = worker
         self._stream = stream
         self._executor = executor
@@ -74,7 +78,7 @@ class Consumer:
     @property
     def _room(self) -> int:
         """How many tasks to take next."""
-        return min(self._free, self._most_at_once)
+        return min(self._free, self._at_once)
 
     async def run_once(self) -> int:
         """Takes as many tasks as there is room for; how many."""
@@ -131,7 +135,7 @@ class Consumer:
     async def _take(self, deliveries: dict[str, str]) -> int:
         if not deliveries:
             return 0
-        claims = await self._worker.claim(list(deliveries))
+        claims = await self._claim(list(deliveries))
         for claim in claims:
             self._start(claim, deliveries.pop(claim.id))
         # The rest is final, in other hands, or to go into them.
@@ -143,10 +147,20 @@ class Consumer:
     async def _take_from_store(self) -> int:
         self.pause_seconds = _STORE_POLL_SECONDS
         ids = await self._worker.find_due(self._room)
-        claims = await self._worker.claim(ids)
+        claims = await self._claim(ids)
         for claim in claims:
             self._start(claim, None)
         return len(claims)
+
+    async def _claim(self, ids: list[str]) -> list[Claim]:
+        claims = await self._worker.claim(ids)
+        if claims:
+            # How large contents are is known when they come. So the next may be twice as many, if
+            # that is not too much at a time.
+            size = sum(len(claim.content) for claim in claims)
+            fitting = max(1, _CLAIMED_CHARACTERS * len(claims) // max(1, size))
+            self._at_once = min(self._most_at_once, 2 * self._at_once, fitting)
+        return claims
 
     async def _read(self, worker_id: str) -> dict[str, str]:
         """The ids of tasks, each with its entry in the stream."""

@@ -60,6 +60,28 @@ def noting(steps: list[str], name: str, method: Any) -> Any:
     return noted
 
 
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [("", [50, 100, 100]), ("x" * 10, [50, 100, 100]), ("x" * 200_000, [50, 10, 10])],
+    ids=["empty", "small", "large"],
+)
+async def test_large_contents_are_claimed_a_few_at_a_time(
+    make_worker: MakeWorker, store: TaskStore, content: str, taken: list[int]
+) -> None:
+    worker = await registered(make_worker, do_nothing, places=200)
+    ids = [str(uuid_utils.uuid7()) for _ in range(sum(taken))]
+    for id in ids:
+        await store.insert_tasks([NewTask(id, content, 3, None, True)])
+    await worker.stream.publish(ids)
+
+    found = [await worker.take()]
+    await worker.finish()
+    for _ in taken[1:]:
+        found.append(await worker.consumer.run_once())
+        await worker.finish()
+    assert found == taken
+
+
 async def test_it_takes_no_more_than_it_has_places(
     make_worker: MakeWorker, rows: Rows, redis_client: redis.Redis, stream_key: str
 ) -> None:
