@@ -25,8 +25,9 @@ WITH new AS (
         id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
         run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
         unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text
-    ) LEFT JOIN task AS live
-        ON live.unique_key = new.unique_key AND live.unique_key IS NOT NULL AND live.finished_at IS NULL
+    ) LEFT JOIN LATERAL (  -- a plain join could be planned as a scan of the whole index
+        SELECT id FROM task WHERE CASE WHEN finished_at IS NULL THEN unique_key END = new.unique_key LIMIT 1
+    ) AS live ON true
 ), kept AS (
     INSERT INTO idempotency_key (key, fingerprint, task_id)
     SELECT key, decode(fingerprint, 'hex'), coalesce(live_id, id) FROM new WHERE key IS NOT NULL ORDER BY key

@@ -193,11 +193,16 @@ FROM generate_series(1, 50000) AS n
 """
 
 
+@pytest.mark.parametrize("is_analyzed", [False, True])
 async def test_what_waits_long_costs_the_relay_nothing(
-    database_url: str, store: ExplainingStore
+    database_url: str, store: ExplainingStore, is_analyzed: bool
 ) -> None:
     """Neither tasks that are not due for long, nor those of a paused queue, nor those that wait in
-    the stream; whenever the statements were planned: before there was a task, or now."""
+    the stream; whenever the statements were planned: before there was a task, or with statistics of
+    a moment at which all were final, or now."""
+    if is_analyzed:
+        query(database_url, FILL, FINISHED, 0)
+        query(database_url, "VACUUM ANALYZE task")
     worker_id = str(uuid.uuid4())
     await store.register_worker(worker_id, "w", 60)
     task = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True)
@@ -230,10 +235,15 @@ SELECT gen_random_uuid(), 'key-' || n, 3, 'x' FROM generate_series(1, 20000) AS 
 """
 
 
+@pytest.mark.parametrize("is_analyzed", [False, True])
 async def test_unique_key_is_looked_up_whatever_the_planner_believes(
-    database_url: str, store: ExplainingStore
+    database_url: str, store: ExplainingStore, is_analyzed: bool
 ) -> None:
-    """A young table has no statistics, and all of its tasks may be live and have keys."""
+    """A young table has no statistics, and all of its tasks may be live and have keys. Statistics
+    may be of a moment at which none was."""
+    if is_analyzed:
+        query(database_url, FILL, FINISHED, 0)
+        query(database_url, "VACUUM ANALYZE task")
     query(database_url, KEYED)
     taken = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(unique_key="key-7"))
     plain = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(max_attempts=5))
