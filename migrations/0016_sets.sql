@@ -1,8 +1,8 @@
 -- What: what runs of a queue is read from the tally; queues are named, and keys looked up, at less cost.
 -- Why:  a task of a queue called two functions for its insert, one for its claim and one for its end, each with a row to write
 --       in a table or an index of its own; a key had three indexes. A statement does it for all of its tasks at once now.
--- Safe while running? Writes wait while two indexes are built anew. A process of before goes on beside it, and can't tell the
--- figures of queues.
+-- Safe while running? Writes wait while two indexes are built anew, for which the table is read once. A process of before
+-- goes on beside it: it can't tell the figures of queues, and is slow at unique keys.
 
 -- Appended to by every statement, as before; read here for one queue. Tasks without a queue have no entry.
 CREATE INDEX task_tally_queue ON task_tally (queue, status) WHERE queue <> '';

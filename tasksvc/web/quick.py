@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from marshmallow import Schema, fields
+from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length, Range, Regexp
 
-NUL = rb"\u0000"
-"""As it stands in JSON. No rule here refuses it: look for it before."""
+_NUL = rb"\u0000"
+"""As it stands in JSON."""
 
 _TYPES = {
     fields.String: str,
@@ -26,11 +26,20 @@ _TYPES = {
 }
 
 
+def without_nul(value: str) -> None:
+    """A rule for marshmallow: PostgreSQL keeps no text with a NUL in it."""
+    if "\0" in value:
+        raise ValidationError("Must not contain NUL.")
+
+
 class Reader:
-    """Reads the JSON of an object."""
+    """Reads the JSON of an object that has no NUL in it."""
 
     def __init__(self, schema: Schema, names: Sequence[str]) -> None:
-        """The schema's fields, all of them, in the order in which they are wanted."""
+        """The schema's fields, all of them, in the order in which they are wanted.
+
+        Raises TypeError for a rule that msgspec can't be told.
+        """
         assert set(names) == set(schema.fields)
         struct = msgspec.defstruct(
             "Document",
@@ -45,6 +54,8 @@ class Reader:
     def read(self, body: bytes | bytearray) -> tuple[Any, ...] | None:
         """The values of the fields, None for those that are not given; None for a body that is to
         be read by the schema: something is wrong with it, or rare."""
+        if _NUL in body:
+            return None
         try:
             return msgspec.structs.astuple(self._decode(body))
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -64,5 +75,9 @@ def _type(field: fields.Field[Any]) -> Any:
                 rules["le" if validator.max_inclusive else "lt"] = validator.max
             case Regexp():
                 rules["pattern"] = f"^(?:{validator.regex.pattern!s})"
-    (kind,) = (kind for known, kind in _TYPES.items() if isinstance(field, known))
-    return Annotated[kind, msgspec.Meta(**rules)]
+            case _ if validator is not without_nul:
+                raise TypeError(f"A rule of {field.name} is not known here.")
+    for known, kind in _TYPES.items():
+        if isinstance(field, known):
+            return Annotated[kind, msgspec.Meta(**rules)]
+    raise TypeError(f"The type of {field.name} is not known here.")

@@ -32,7 +32,7 @@ from tasksvc.domain.task import (
     Task,
 )
 from tasksvc.web.problems import Problem, wrong_shape
-from tasksvc.web.quick import NUL, Reader
+from tasksvc.web.quick import Reader, without_nul
 
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
@@ -54,11 +54,6 @@ _UUID = re.compile(f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}
 _AWARE: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-def _without_nul(value: str) -> None:
-    if "\0" in value:
-        raise ValidationError("Must not contain NUL.")
-
-
 class _Moment(fields.AwareDateTime):
     """RFC 3339, with its offset from UTC; at most as far away as PostgreSQL can think."""
 
@@ -77,8 +72,8 @@ class _Moment(fields.AwareDateTime):
 class TaskCreate(Schema):
     """The body of `POST /task`."""
 
-    content = fields.String(required=True, validate=_without_nul)
-    kind = fields.String(validate=[Length(1, 100), _without_nul])
+    content = fields.String(required=True, validate=without_nul)
+    kind = fields.String(validate=[Length(1, 100), without_nul])
     max_attempts = fields.Integer(strict=True, validate=Range(1, 1000))
     timeout_seconds = fields.Float(validate=Range(0, MAX_SECONDS, min_inclusive=False))
     delay_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
@@ -86,7 +81,7 @@ class TaskCreate(Schema):
     expires_at = _Moment(format="iso")
     priority = fields.Enum(Priority, by_value=True)
     queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
-    unique_key = fields.String(validate=[Length(1, 255), _without_nul])
+    unique_key = fields.String(validate=[Length(1, 255), without_nul])
     retry_base_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
     retry_max_seconds = fields.Float(validate=Range(0, MAX_SECONDS))
 
@@ -117,7 +112,7 @@ class TaskFilter(Schema):
     """Which tasks are meant."""
 
     status = fields.Enum(Status, by_value=True)
-    kind = fields.String(validate=[Length(1, 100), _without_nul])
+    kind = fields.String(validate=[Length(1, 100), without_nul])
     queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
     created_after = _Moment(format="iso")
     created_before = _Moment(format="iso")
@@ -263,7 +258,8 @@ def load_task_create(body: bytes | bytearray) -> TaskOrder:
 
 def _quick_order(body: bytes | bytearray) -> TaskOrder | None:
     """None for what is to be read by the schema: something is wrong with it, or rare."""
-    if NUL in body or (values := _QUICK_CREATE.read(body)) is None:
+    values = _QUICK_CREATE.read(body)
+    if values is None:
         return None
     content, given = values[0], values[1:]
     if given == NO_OPTIONS:
