@@ -188,7 +188,7 @@ async def test_asyncio_tasks_are_back_after_a_burst(
                 *(service.create("x") for _ in range(500)), return_exceptions=True
             )
             assert not [each for each in created if isinstance(each, Unavailable)]
-            await asyncio.gather(*(service.get(each.id) for each in created[:100]))
+            await asyncio.gather(*(service.get(each.task.id) for each in created[:100]))
             if is_away:
                 own_redis.start()
         url = settings.database_url
