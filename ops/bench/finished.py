@@ -10,7 +10,7 @@ from typing import Any
 from ops.bench import backlog
 from ops.bench.children import Child
 from ops.bench.measures import CREATE, DRAINING, Bench, Found, lives
-from ops.bench.shapes import FIGURES, held_still, reads_final, scrape_ms
+from ops.bench.shapes import FIGURES, drain, reads_final, scrape_ms
 
 EMPTY = "bench_empty"
 GROWN = "bench_grown"
@@ -71,11 +71,7 @@ def _services(bench: Bench, workers: int) -> Iterator[Services]:
 
 
 def _drain(bench: Bench, database: str, service: Child) -> Found:
-    since = backlog.lowest_id(bench)
-    with held_still([service]):
-        backlog.fill(bench, database, bench.options.backlog)
-        ((begun_at,),) = bench.query("SELECT clock_timestamp()")
-    return backlog.drained(bench, database, since, begun_at)
+    return drain(bench, database, [service], bench.options.backlog)
 
 
 def _lives(bench: Bench, service: Child) -> Found:

@@ -64,8 +64,6 @@ def figures(bench: Bench, shape: Shape) -> dict[str, Found]:
 
 
 def _figures(bench: Bench, shape: Shape, echo: Child) -> dict[str, Found]:
-    since = backlog.lowest_id(bench)
-
     def load(subjects: Sequence[Child], requests: list[str], status: int) -> Found:
         return children.load(
             *(each.port for each in subjects),
@@ -78,10 +76,8 @@ def _figures(bench: Bench, shape: Shape, echo: Child) -> dict[str, Found]:
     create_one = [create(shape.content_bytes)]
     found: dict[str, Found] = {}
     with _services(bench, shape, workers=1) as services:
-        with held_still(services):
-            backlog.fill(bench, _DATABASE, _backlog(bench, shape), shape.content_bytes)
-            ((begun_at,),) = bench.query("SELECT clock_timestamp()")
-        found["drain"] = backlog.drained(bench, _DATABASE, since, begun_at)
+        count = _backlog(bench, shape)
+        found["drain"] = drain(bench, _DATABASE, services, count, shape.content_bytes)
         found["echo_lives"] = load([echo], create_one, 201)
         found["lives"] = lives(services, lambda: load(services, create_one, 201))
         reads = reads_final(bench, _DATABASE)
@@ -117,8 +113,23 @@ def _services(bench: Bench, shape: Shape, workers: int) -> Iterator[list[Child]]
         ]
 
 
+def drain(
+    bench: Bench,
+    database: str,
+    services: Sequence[Child],
+    count: int,
+    content_bytes: int = CONTENT_BYTES,
+) -> Found:
+    """Of a backlog, by services that run already and begin at one moment."""
+    since = backlog.lowest_id(bench)
+    with _held_still(services):
+        backlog.fill(bench, database, count, content_bytes)
+        ((begun_at,),) = bench.query("SELECT clock_timestamp()")
+    return backlog.drained(bench, database, since, begun_at)
+
+
 @contextmanager
-def held_still(services: Sequence[Child]) -> Iterator[None]:
+def _held_still(services: Sequence[Child]) -> Iterator[None]:
     """They are ready, and do nothing until all may begin at once."""
     processes = [psutil.Process(each.pid) for each in services]
     for process in processes:
