@@ -84,7 +84,8 @@ async def _call(kind: Kind, claim: Claim) -> Any:
     seconds = claim.timeout_seconds or kind.timeout_seconds
     if seconds is None:
         return await kind.handler(claim)
-    claim = claim._replace(timeout_seconds=seconds)
+    if claim.timeout_seconds is None:
+        claim = claim._replace(timeout_seconds=seconds)
     if kind.keeps_time:
         return await kind.handler(claim)
     async with TimeLimit(seconds) as limit:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,9 +45,7 @@ class Runners:
 
     def _on_loop(self, declared: Declared) -> Handler:
         async def handle(claim: Claim) -> Any:
-            async def report(fraction: float, message: str) -> None:
-                await self._report(claim, fraction, message)
-
+            report = partial(self._report, claim)
             return await declared.function(
                 claim.content,
                 Context(claim.id, claim.attempt, claim.kind, deadline(claim), report),
