@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -60,9 +61,10 @@ class Line:
 
 
 def idle_wait(bench: Bench, count: int) -> Found:
-    """From the moment a request to create is sent until its task's handler starts, beside one
-    committed row, in turn: on the same PostgreSQL, over its Unix socket, prepared."""
-    waits, answers, commits = [], [], []
+    """From the moment a request to create is sent until its task's handler starts, and from the
+    task's `created_at`; beside one committed row, in turn: on the same PostgreSQL, over its Unix
+    socket, prepared."""
+    waits, since_created, answers, commits = [], [], [], []
     request = CREATE.encode()
     with (
         _starts() as (starts, port),
@@ -85,10 +87,14 @@ def idle_wait(bench: Bench, count: int) -> Found:
             body = line.ask(request, 201)
             answers.append(time.monotonic() - begun_at)
             task_id, started_at = starts.recv(200).split()
-            if orjson.loads(body)["id"] != task_id.decode():
+            task = orjson.loads(body)
+            if task["id"] != task_id.decode():
                 raise BenchError("Another task was started than the one created.")
             waits.append(float(started_at) - begun_at)
+            created_at = datetime.fromisoformat(task["created_at"]).timestamp()
+            since_created.append(float(started_at) - (created_at - time.time() + time.monotonic()))
     found = _summed_up(waits[_WARM_UP:])
+    created = _summed_up(since_created[_WARM_UP:])
     commit = _summed_up(commits[_WARM_UP:])
     return {
         **found,
@@ -96,6 +102,8 @@ def idle_wait(bench: Bench, count: int) -> Found:
         "commit_p99_ms": commit["p99_ms"],
         "answer_p50_ms": _summed_up(answers[_WARM_UP:])["p50_ms"],
         "commits": found["p50_ms"] / commit["p50_ms"],
+        "since_created_p50_ms": created["p50_ms"],
+        "commits_since_created": created["p50_ms"] / commit["p50_ms"],
     }
 
 

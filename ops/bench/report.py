@@ -174,6 +174,8 @@ def _beside(beside: dict[str, Any]) -> list[str]:
         "wait from create to the handler's start, idle": f"{_percentiles(wait)}:"
         f" **{wait['commits']:.1f}** times one row committed ({wait['commit_p50_ms']:.2f} ms);"
         f" its answer after {wait['answer_p50_ms']:.2f} ms",
+        "the same from its `created_at`": f"p50 {wait['since_created_p50_ms']:.2f} ms:"
+        f" **{wait['commits_since_created']:.1f}** times",
         "cancel, idle": _percentiles(cancel),
         f"create at half the top rate, {paced['asked_rate']:,.0f} a second": _percentiles(paced),
         "resident memory": f"at rest {beside['resident_bytes'] / 1e6:.0f} MB, under load at most"
