@@ -120,6 +120,9 @@ def _measure(folder: Path, options: Options, rounds: int, finished: int) -> dict
     measured: list[Round] = []
     progress.say("starting PostgreSQL, Redis, the echo and the service")
     with Bench(folder, options) as bench:
+        # First, while the machine is idle indeed: PostgreSQL works on after a load.
+        progress.say("waits from create to start")
+        waits = latency.idle_wait(bench, WAITS)
         progress.say("warming up")
         bench.options = Options(WARM_UP_SECONDS, options.connections, WARM_UP_BACKLOG)
         _round(bench, forth, lambda name: None)
@@ -141,8 +144,6 @@ def _measure(folder: Path, options: Options, rounds: int, finished: int) -> dict
         paced = latency.paced_creates(bench, top_rate / 2, 2 * options.seconds)
         progress.say("cancels")
         cancels = latency.cancels(bench, CANCELS)
-        progress.say("waits from create to start")
-        waits = latency.idle_wait(bench, WAITS)
         progress.say("bytes of a life")
         disk = costs.on_disk(bench)
         loaded_bytes = max(bench.taking.peak_resident_bytes, bench.working.peak_resident_bytes)
