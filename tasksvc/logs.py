@@ -14,6 +14,7 @@ import queue
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -34,6 +35,24 @@ _CONTROL = {
 _CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if code not in (9, 10)}
 
 Event = dict[str, Any]
+
+
+_about: ContextVar[Event] = ContextVar("about")
+
+
+def about(**what: Any) -> None:
+    """What all lines of this asyncio task are about from here on. One variable for all of it:
+    structlog has one for each word, and every request and every run would pay for that."""
+    _about.set(what)
+
+
+def context() -> Event:
+    """What a line that is made here is about."""
+    return {**structlog.contextvars.get_contextvars(), **_about.get({})}
+
+
+def _merge_context(logger: Any, name: str, event: Event) -> Event:
+    return {**context(), **event}
 
 
 def _hold_exception(logger: Any, name: str, event: Event) -> Event:
@@ -65,7 +84,7 @@ def _write_traceback(out: TextIO, exc_info: Any) -> None:
 
 
 _OURS: list[Any] = [
-    structlog.contextvars.merge_contextvars,
+    _merge_context,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -86,7 +105,7 @@ class _Queue(logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         if not isinstance(record.msg, dict):  # structlog's own have it in them
-            record.context = structlog.contextvars.get_contextvars()
+            record.context = context()
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -118,7 +137,7 @@ class _Relay(logging.Handler):
         if isinstance(record.msg, dict):
             record.msg = {**self._context, **record.msg}
         else:
-            record.context = {**self._context, **structlog.contextvars.get_contextvars()}
+            record.context = {**self._context, **context()}
         try:
             terminal, file = (form.format(record) for form in self._forms)
         except Exception:

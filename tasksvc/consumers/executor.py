@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import structlog
 
+from tasksvc import logs
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
@@ -46,7 +47,7 @@ class Executor:
 
         Raises nothing, whatever the handler does: its `SystemExit` is a failure of its own.
         """
-        structlog.contextvars.bind_contextvars(task_id=run.claim.id, attempt=run.claim.attempt)
+        logs.about(task_id=run.claim.id, attempt=run.claim.attempt)
         started = time.perf_counter()
         kind = self._kinds[run.claim.kind]
         try:

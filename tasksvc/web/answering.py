@@ -16,6 +16,7 @@ import uuid_utils
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from tasksvc import logs
 from tasksvc.domain.errors import (
     ContentRefused,
     InvalidCron,
@@ -50,7 +51,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = request.headers.get(X_REQUEST_ID)
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = uuid_utils.uuid4().hex
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    logs.about(request_id=request_id)
     try:
         response = await handler(request)
     except Exception as error:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
@@ -151,6 +152,10 @@ class StepOrder(NamedTuple):
     is_dry: bool
 
 
+_OPTIONS = sorted(Options._fields)
+_options_in_order = attrgetter(*_OPTIONS)
+
+
 class TaskOrder(NamedTuple):
     """What a client asks for."""
 
@@ -159,9 +164,9 @@ class TaskOrder(NamedTuple):
 
     def fingerprint(self) -> str:
         """The same for the same order, however it was written, and whichever options come to be."""
-        options = zip(Options._fields, self.options, strict=True)
+        options = zip(_OPTIONS, _options_in_order(self.options), strict=True)
         given = {name: value for name, value in options if value is not None}
-        document = orjson.dumps([self.content, given], option=orjson.OPT_SORT_KEYS)
+        document = orjson.dumps([self.content, given])
         return hashlib.sha256(document).hexdigest()
 
 

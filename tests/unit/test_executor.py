@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-import structlog
 
+from tasksvc import logs
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
@@ -235,9 +235,9 @@ async def test_what_a_handler_logs_names_its_task(metrics: Metrics) -> None:
     bound: list[dict[str, Any]] = []
 
     async def handler(claim: Claim) -> None:
-        bound.append(structlog.contextvars.get_contextvars())
+        bound.append(logs.context())
 
     await asyncio.create_task(make_executor(handler, metrics).execute(make_run()))
 
     assert bound == [{"task_id": "a", "attempt": 1}]
-    assert structlog.contextvars.get_contextvars() == {}
+    assert logs.context() == {}
