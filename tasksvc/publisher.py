@@ -48,7 +48,7 @@ class _Watermark:
 
 
 class Publisher:
-    """The only one who publishes. Lanes do not wait for each other's room."""
+    """The only one who publishes what waits. Lanes do not wait for each other's room."""
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class Publisher:
         """
         count = 0
         waits = []
-        lanes = {DEFAULT_LANE, *await self._store.find_lanes(), *self._stream.lost_at}
-        for lane in sorted(lanes):
-            done, next_seconds = await self._publish_due(lane)
+        live = await self._store.find_lanes()
+        for lane in sorted({DEFAULT_LANE, *live, *self._stream.lost_at}):
+            done, next_seconds = await self._publish_due(lane, is_live=lane in live)
             count += done
             if next_seconds is not None:
                 waits.append(next_seconds)
@@ -106,7 +106,7 @@ class Publisher:
         except StreamUnavailable:
             log.debug("Redis is away; the next rescuer cleans up", action="left_entries")
 
-    async def _publish_due(self, lane: Lane) -> tuple[int, float | None]:
+    async def _publish_due(self, lane: Lane, *, is_live: bool) -> tuple[int, float | None]:
         looked_at = time.monotonic()
         room, oldest_seconds = await self._stream.look(lane)
         if room <= 0:
@@ -114,6 +114,8 @@ class Publisher:
         watermark = self._watermarks[lane]
         watermark.remember(looked_at, oldest_seconds)
         lost_at = self._stream.lost_at.get(lane)  # it may just have been found
+        if not is_live and lost_at is None:
+            return 0, None
         limit = min(_BATCH, room)
         due = await self._store.publish_due_tasks(
             watermark.lost_before if lost_at is None else lost_at, limit, lane

@@ -15,7 +15,7 @@ from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import DEFAULT_LANE, Lane, NewTask
 from tasksvc.publisher import Publisher
-from tasksvc.store.task_store import TaskStore
+from tasksvc.store.task_store import Due, TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Worker
@@ -335,3 +335,30 @@ async def test_look_that_waits_for_its_statement_takes_nothing_new_for_lost(
         await asyncio.sleep(0.3)  # the task is older now than the loss was at the look
 
     assert await looking == 0
+
+
+async def test_relay_asks_for_what_is_due_only_where_something_lives_or_may_be_lost(
+    worker: Worker, store: TaskStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle service asks PostgreSQL once in a step."""
+    worker.stream.lost_at.clear()
+    asked = []
+    publish_due = store.publish_due_tasks
+
+    async def noted(lost_before: float, limit: int, lane: Lane = DEFAULT_LANE) -> Due:
+        asked.append(lane)
+        return await publish_due(lost_before, limit, lane)
+
+    monkeypatch.setattr(store, "publish_due_tasks", noted)
+
+    assert await sweep(worker.publisher) == [0]
+    assert asked == []
+    await worker.create()
+    await sweep(worker.publisher)
+    assert asked == [DEFAULT_LANE]
+    await worker.work()
+    await sweep(worker.publisher)
+    assert asked == [DEFAULT_LANE]
+    redis_client.flushall()
+    await sweep(worker.publisher)
+    assert DEFAULT_LANE in asked[1:]
