@@ -37,7 +37,7 @@ test: $(INSTALLED) test-tools ## the whole suite, on servers of its own
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(INSTALLED) ## the part of the suite that takes under a minute
-	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow' tests
 
 check: lint layers types test ## all that has to be right before a commit lands, with a minute of chaos
 	SECONDS=60 $(BIN)/python -m tests.faults.chaos

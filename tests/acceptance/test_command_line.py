@@ -22,6 +22,8 @@ from tasksvc.__main__ import main
 from tasksvc.testing.process import clean_environment
 from tests.harness import ROOT, ServiceProcess, eventually, query
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., ServiceProcess]
 
 

@@ -15,6 +15,8 @@ from aiohttp import web
 from tests.harness import ServiceProcess, eventually, query
 from tests.wire import assert_problem, post, talk
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., ServiceProcess]
 
 SHOP = "tests.handlers.shop"

@@ -19,6 +19,8 @@ from tasksvc.testing.process import clean_environment
 from tasksvc.web import routes
 from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text("utf-8")
 
 

@@ -14,6 +14,8 @@ from tasksvc.testing import ServiceProcess, run_service, service_fixture
 from tasksvc.testing.process import clean_environment
 from tests.harness import DEADLINE_SECONDS, ROOT
 
+pytestmark = pytest.mark.slow
+
 shop_service = service_fixture("tests.handlers.shop", TASK_MAX_ATTEMPTS=2)
 
 
