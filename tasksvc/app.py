@@ -243,6 +243,7 @@ def _pool(
     pool = ConsumerPool(
         services.worker, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
     )
+    services.worker.on_new = pool.reserve
     duties.append(Loop(Watchdog(pool.stalled, metrics)))
     return pool
 

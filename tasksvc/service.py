@@ -8,6 +8,7 @@ is the truth and is written first, the stream is a doorbell and may fail.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ import uuid_utils
 
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import (
+    AlreadyThere,
     KeyReused,
     StoreUnavailable,
     TaskIsFinal,
@@ -31,6 +33,7 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     LIVE,
     NO_OPTIONS,
+    Claim,
     Created,
     Filter,
     Keyed,
@@ -38,6 +41,7 @@ from tasksvc.domain.task import (
     NewTask,
     Options,
     Page,
+    Priority,
     Status,
     Step,
     Task,
@@ -55,6 +59,9 @@ _WINDOW = 10_000
 _CREATE_TRIES = 10
 """Each but the last lost a race for a unique key, to a task that was final before the next."""
 
+_CAREFUL_SECONDS = 1.0
+"""After a key was taken. A statement that is refused has cost as much as one that is not."""
+
 _FIRST_ID = str(UUID(int=0))
 _LAST_ID = str(UUID(int=(1 << 128) - 1))
 
@@ -66,11 +73,6 @@ _ATTEMPTS = 1000
 
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
-
-
-def _seconds(since: datetime, until: datetime | None) -> float:
-    """0 for a moment that has passed, or is none."""
-    return 0.0 if until is None else max(0.0, (until - since).total_seconds())
 
 
 def _floor(created_after: datetime | None) -> str:
@@ -130,6 +132,7 @@ class TaskService:
         self._kinds = kinds
         self._others_kinds: set[str] = set()
         self._kinds_asked_at = float("-inf")
+        self._careful_until = float("-inf")
         self._store = store
         self._stream = stream
         self._publisher = publisher
@@ -306,7 +309,7 @@ class TaskService:
     ) -> NewTask:
         """A task with an id, on its way into the store."""
         # The relay publishes what has to wait for its time.
-        is_published = self._stream.is_open(options.lane) and not options.waits
+        is_published = not options.waits and self._stream.is_open(options.lane)
         return NewTask(
             str(uuid_utils.uuid7()),
             content,
@@ -318,11 +321,17 @@ class TaskService:
             fingerprint,
         )
 
-    def publish_soon(self, tasks: Iterable[NewTask]) -> None:
-        """Tells the stream of tasks that have just been committed."""
+    def publish_soon(self, tasks: Iterable[NewTask], claims: Sequence[Claim] = ()) -> None:
+        """Tells the stream of tasks that have just been committed, but for those that are claimed
+        already."""
+        claimed = {claim.id for claim in claims}
+        lanes: defaultdict[tuple[str | None, str | None], list[str]] = defaultdict(list)
         for task in tasks:
-            if task.is_published:
-                self._publisher.soon([task.id], task.options.lane)
+            if task.is_published and task.id not in claimed:
+                lanes[task.options.kind, task.options.priority].append(task.id)
+        for (kind, priority), ids in lanes.items():
+            lane = Lane(kind or DEFAULT_KIND, priority or Priority.NORMAL)
+            self._publisher.soon(ids, lane)
 
     # For operators.
 
@@ -354,17 +363,33 @@ class TaskService:
     # The groups: each takes many and gives one result for each.
 
     async def _insert(self, tasks: list[NewTask]) -> list[Created]:
-        inserted = await self._store.insert_tasks(tasks)
-        self._publisher.soon([task.id for task in tasks if task.is_published])
-        return [Created(task) for task in inserted]
+        with self._worker.taking(tasks) as taking:
+            if taking.hold is None:
+                made = await self._store.insert_tasks(tasks)
+            else:
+                made, taking.claims = await self._store.insert_held_tasks(tasks, taking.hold)
+        self.publish_soon(tasks, taking.claims)
+        return [Created(task) for task in made]
 
-    async def _insert_special(self, tasks: list[NewTask]) -> list[Created | TaskServiceError]:
+    async def _insert_special(self, tasks: list[NewTask]) -> Sequence[Created | TaskServiceError]:
+        if time.monotonic() >= self._careful_until:
+            try:
+                return await self._insert_fresh(tasks)
+            except AlreadyThere:  # where one key is taken, others may be
+                self._careful_until = time.monotonic() + _CAREFUL_SECONDS
         results: dict[str, Created | TaskServiceError] = {}
         for _ in range(_CREATE_TRIES):
             results.update(await self._try_special([new for new in tasks if new.id not in results]))
             if len(results) == len(tasks):
                 break
         return [results.get(new.id) or StoreUnavailable() for new in tasks]
+
+    async def _insert_fresh(self, tasks: list[NewTask]) -> list[Created]:
+        """Raises AlreadyThere."""
+        with self._worker.taking(tasks) as taking:
+            made, taking.claims = await self._store.insert_fresh_tasks(tasks, taking.hold)
+        self._tell_special(list(zip(tasks, made, strict=True)), taking.claims)
+        return [Created(task) for task in made]
 
     async def _try_special(self, tasks: list[NewTask]) -> dict[str, Created | TaskServiceError]:
         """What came of the creates, by the ids; those that have to be tried again are missing."""
@@ -376,7 +401,13 @@ class TaskService:
                 live_ids,
                 {task.unique_key: task for task in made if task.unique_key is not None},
             )
-        self._tell_special(tasks, results)
+        self._tell_special(
+            [
+                (new, created.task)
+                for new in tasks
+                if isinstance(created := results.get(new.id), Created) and created.task.id == new.id
+            ]
+        )
         return results
 
     async def _find_special(
@@ -405,19 +436,15 @@ class TaskService:
         return results
 
     def _tell_special(
-        self, tasks: list[NewTask], results: Mapping[str, Created | TaskServiceError]
+        self, made: Sequence[tuple[NewTask, Task]], claims: Sequence[Claim] = ()
     ) -> None:
         """Publishes what was made, and wakes the relay in time for what waits."""
-        for new in tasks:
-            created = results.get(new.id)
-            if not isinstance(created, Created) or created.task.id != new.id:
-                continue
-            task = created.task
-            self.publish_soon([new])
-            if new.options.waits:
-                self._publisher.on_due_in(_seconds(task.created_at, task.run_at))
-            if task.expires_at is not None:
-                self._publisher.on_due_in(_seconds(task.created_at, task.expires_at))
+        self.publish_soon([new for new, _ in made], claims)
+        moments = [task.run_at or task.created_at for new, task in made if new.options.waits]
+        moments += [task.expires_at for _, task in made if task.expires_at is not None]
+        if moments:
+            seconds = (min(moments) - made[0][1].created_at).total_seconds()
+            self._publisher.on_due_in(max(0.0, seconds))
 
     async def _get(self, ids: list[str]) -> list[Task | TaskServiceError]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}

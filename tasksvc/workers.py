@@ -6,17 +6,32 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import uuid_utils
 
 from tasksvc.domain.attempt import AttemptOutcome
-from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
+from tasksvc.domain.errors import (
+    ContentRefused,
+    LeaseLost,
+    StoreUnavailable,
+    StreamUnavailable,
+    Unavailable,
+)
 from tasksvc.domain.outcome import Finish
-from tasksvc.domain.task import Canceled, Claim, Progress, Status
+from tasksvc.domain.task import (
+    DEFAULT_KIND,
+    Canceled,
+    Claim,
+    Hold,
+    NewTask,
+    Progress,
+    Status,
+)
 from tasksvc.metrics import Metrics
 from tasksvc.publisher import Publisher
 from tasksvc.store.group import Group
@@ -32,8 +47,23 @@ _AFTER_FAILURE = {
 """What a failed run is called, by what became of its task."""
 
 
+Take = Callable[[Sequence[Claim]], None]
+"""Starts runs in places that were kept for them, and frees the others. To be called once."""
+
+
+@dataclass(slots=True)
+class Taking:
+    """What this worker takes of tasks while they are inserted."""
+
+    hold: Hold | None
+    """None: nothing; they go their way through the stream."""
+    claims: Sequence[Claim] = ()
+    """What came of it, for whoever inserts to tell."""
+
+
 class WorkerService:
-    """register, renew_lease, leave for the lease; claim, report, finish for the tasks under it.
+    """register, renew_lease, leave for the lease; claim, or take while they are created, report and
+    finish for the tasks under it.
 
     Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
     """
@@ -70,6 +100,9 @@ class WorkerService:
         self._must_settle = False
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
+        self.on_new: Callable[[int], Take | None] = lambda count: None
+        """Asked to keep places for so many tasks that are about to be created. Only a consumer that
+        has nothing else to do does it."""
 
         self._background: set[asyncio.Task[None]] = set()
 
@@ -164,10 +197,39 @@ class WorkerService:
         finally:
             for id in wanted:
                 self._held.pop(id, None)
-            self._held.update((claim.id, claim) for claim in claims)
-        for claim in claims:
-            self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
+            self._keep(claims)
         return claims
+
+    @contextmanager
+    def taking(self, tasks: Sequence[NewTask]) -> Iterator[Taking]:
+        """While tasks are inserted: if a consumer here waits for any, they need not go through the
+        stream first, nor be claimed by a statement of their own."""
+        worker_id = self.id
+        take = None if worker_id is None else self.on_new(len(tasks))
+        if take is None or worker_id is None:
+            yield Taking(None)
+            return
+        ids = [task.id for task in tasks if self._may_start(task)]
+        taking = Taking(Hold(worker_id, frozenset(ids)))
+        claims: Sequence[Claim] = ()
+        run_again = self._store.claims_run_again
+        self._held.update(dict.fromkeys(ids))
+        try:
+            yield taking
+            # Another worker by now, or none: it is taken back by whoever takes back the rest.
+            claims = taking.claims if self.id == worker_id else ()
+        except ContentRefused:
+            raise  # nothing took effect
+        except BaseException:
+            self._doubt()
+            raise
+        finally:
+            if self._store.claims_run_again > run_again:
+                self._doubt()
+            for id in ids:
+                self._held.pop(id, None)
+            self._keep(claims)
+            take(claims)
 
     async def hand_on(self, ids: Sequence[str]) -> None:
         """Those of the ids that this process can't start are told again when it is time: of kinds
@@ -250,6 +312,18 @@ class WorkerService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    def _may_start(self, task: NewTask) -> bool:
+        return (
+            task.is_published
+            and not task.options.waits
+            and (task.options.kind or DEFAULT_KIND) in self._kinds
+        )
+
+    def _keep(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            self._held[claim.id] = claim
+            self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
 
     def _doubt(self) -> None:
         """A claim may have taken, or may still take, what nobody here knows of."""

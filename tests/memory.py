@@ -15,7 +15,7 @@ from itertools import count as counting
 from typing import Any
 
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
-from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
+from tasksvc.domain.errors import AlreadyThere, ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
@@ -25,6 +25,7 @@ from tasksvc.domain.task import (
     Canceled,
     Claim,
     Filter,
+    Hold,
     Keyed,
     Lane,
     NewTask,
@@ -175,10 +176,42 @@ class MemoryStore(TaskStore):
                 )
         return [self.rows[task.id].task() for task in tasks]
 
+    async def insert_held_tasks(
+        self, tasks: Sequence[NewTask], hold: Hold
+    ) -> tuple[list[Task], list[Claim]]:
+        made = await self.insert_tasks(tasks)
+        return made, self._claim_first(tasks, hold)
+
+    def _claim_first(self, tasks: Sequence[NewTask], hold: Hold | None) -> list[Claim]:
+        if hold is None or self.workers[hold.worker_id].is_lapsed:
+            return []
+        claims = []
+        for task in tasks:
+            row = self.rows[task.id]
+            if task.id in hold.ids and row.attempt == 0 and not row.is_expired():
+                row.attempt = 1
+                row.move(Status.PROCESSING, hold.worker_id)
+                row.started_at = row.updated_at
+                claims.append(task.first_claim())
+        return claims
+
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         for row in self._rows(ids):
             if row.status is Status.PENDING:
                 row.published_at = None
+
+    async def insert_fresh_tasks(
+        self, tasks: Sequence[NewTask], hold: Hold | None = None
+    ) -> tuple[list[Task], list[Claim]]:
+        self._answer()
+        keys = [(task.id, task.key, task.options.unique_key) for task in tasks]
+        taken = [{*self.rows}, {*self.keys}, {*self._live_keys()}]
+        for values, there in zip(zip(*keys, strict=True), taken, strict=True):
+            given = [value for value in values if value is not None]
+            if len(given) > len({*given}) or not there.isdisjoint(given):
+                raise AlreadyThere
+        made, _ = await self.insert_special_tasks(tasks)
+        return made, self._claim_first(tasks, hold)
 
     async def insert_special_tasks(
         self, tasks: Sequence[NewTask]
@@ -629,6 +662,7 @@ class MemoryStream(TaskStream):
         self.is_up = False
         self.refusing = set()
         self.lost_at = {}
+        self.waiting = {}
         self._kinds = tuple(kinds)
         self._turns = counting()
         self._max_entries = max_entries
@@ -666,6 +700,20 @@ class MemoryStream(TaskStream):
         self._refuses(lane, len(taken) < len(ids))
         return len(taken)
 
+    async def publish_to(
+        self, worker_id: str, number: int, ids: Sequence[str], lane: Lane = DEFAULT_LANE
+    ) -> list[Entry]:
+        if self._waiting(lane):
+            return []
+        await self.publish(ids, lane)
+        return self._give(consumer_name(worker_id, number), self._waiting(lane))
+
+    def _give(self, name: str, entries: Sequence[str]) -> list[Entry]:
+        given = {entry: self.bell.entries[entry] for entry in entries}
+        self.bell.consumers.setdefault(name, {}).update(given)
+        self.bell.delivered.update(given)
+        return list(given.items())
+
     def _room(self, lane: Lane) -> int:
         return self._max_entries - list(self.bell.lanes.values()).count(lane)
 
@@ -689,16 +737,12 @@ class MemoryStream(TaskStream):
         self._answer()
         deadline = time.monotonic() + self._block_seconds
         self._unblock.clear()
-        pending = self.bell.consumers.setdefault(consumer_name(worker_id, number), {})
         lanes = self._lanes_by_turns()
         while not (waiting := self._waiting(*lanes)) and time.monotonic() < deadline:
             await asyncio.sleep(0)
             if self._unblock.is_set():
                 break
-        for entry in waiting[:count]:
-            pending[entry] = self.bell.entries[entry]
-            self.bell.delivered.add(entry)
-        return [(entry, self.bell.entries[entry]) for entry in waiting[:count]]
+        return self._give(consumer_name(worker_id, number), waiting[:count])
 
     def _waiting(self, *lanes: Lane) -> list[str]:
         """Lane by lane."""

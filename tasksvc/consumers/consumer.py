@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -17,9 +19,9 @@ from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Run, Running, StopReason
 from tasksvc.domain.errors import LeaseLost, StreamUnavailable
 from tasksvc.domain.outcome import RELEASED, Finish, Outcome
-from tasksvc.domain.task import Claim
-from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import WorkerService
+from tasksvc.domain.task import Claim, Lane
+from tasksvc.stream.task_stream import Entry, TaskStream
+from tasksvc.workers import Take, WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +29,10 @@ _WAIT_SECONDS = 1.0
 """The longest wait for a place or a result; both wake the loop when they come."""
 
 _SMALL_GROUP = 50
+
+_FEW = 8
+"""Tasks that start where they are created, at a time. More are cheaper to claim in one piece with
+others, and all processes should have a part in them."""
 
 _CLAIMED_CHARACTERS = 2_000_000
 """Of contents in one claim: the answer is in memory several times over."""
@@ -65,7 +71,10 @@ class Consumer:
         self._entries: set[str] = set()  # of runs, and not acknowledged yet
         self._reread_after: str | None = "0"
         self._retry_stream_at = 0.0
+        self._has_all = False  # the last read has brought all that waited
         self._is_drained = False  # the stream had nothing; while it takes nothing, the store may
+        self._untold: dict[str, Run] = {}
+        self._telling: asyncio.Task[None] | None = None
         self._finisher = _Finisher(self)
         self.reading = Loop(self)
         self.finishing = Loop(self._finisher)
@@ -73,7 +82,7 @@ class Consumer:
     @property
     def is_idle(self) -> bool:
         """Nothing runs, and all that ended is written."""
-        return self._free == self._places
+        return self._free == self._places and self._telling is None
 
     @property
     def _room(self) -> int:
@@ -103,6 +112,17 @@ class Consumer:
                 return taken
         return await self._take_from_store()
 
+    def reserve(self, count: int) -> Take | None:
+        """Keeps places for tasks that are about to be created; None if others wait for them, or if
+        it has none beside those for what it may be given meanwhile."""
+        given = self._stream.waiting.get(self._number)
+        is_idle = given is not None or self._has_all
+        room = self._free - (self._at_once if given is None else given)
+        if self.reading.is_stopping or not is_idle or count > min(_FEW, room):
+            return None
+        self._free -= count
+        return partial(self._take_new, count)
+
     async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
         """Writes what the runs came to, and frees their places."""
         finishes = [
@@ -115,6 +135,7 @@ class Consumer:
         for run, outcome in ended:
             if outcome is None:
                 self._worker.drop(run.claim.id)
+            run.is_over = True
         self._free += len(ended)
         self.reading.wake()
 
@@ -144,6 +165,56 @@ class Consumer:
         await self._acknowledge(list(deliveries.values()))
         return len(claims)
 
+    def _take_new(self, count: int, claims: Sequence[Claim]) -> None:
+        """Starts what was claimed while it was created; the stream is told as well."""
+        self._free += count
+        for claim in claims:
+            self._untold[claim.id] = self._start(claim, None)
+        if len(claims) < count:
+            self.reading.wake()
+        if self._untold and self._telling is None:
+            self._telling = asyncio.create_task(self._tell(), name=f"{self.name}-tells")
+            self._telling.add_done_callback(self._told)
+
+    async def _tell(self) -> None:
+        """Gives the runs their entries, which are in this consumer's hand like those of all that
+        it runs. Without Redis they go on without; and who has ended needs none any more."""
+        await asyncio.sleep(0)  # whoever created them has the answer first
+        while self._untold:
+            runs, self._untold = self._untold, {}
+            lanes: defaultdict[Lane, list[str]] = defaultdict(list)
+            for id, run in runs.items():
+                if not run.is_over:
+                    lanes[Lane(run.claim.kind, run.claim.priority)].append(id)
+            try:
+                for lane, ids in lanes.items():
+                    if self._worker.id is not None and self._stream.is_open(lane):
+                        entries = await self._stream.publish_to(
+                            self._worker.id, self._number, ids, lane
+                        )
+                        await self._keep_entries(entries, runs)
+            except StreamUnavailable:
+                self._reread()  # it may have been told, and the answer lost
+            except BaseException:
+                self._reread()
+                raise
+
+    def _told(self, telling: asyncio.Task[None]) -> None:
+        self._telling = None
+
+    async def _keep_entries(self, entries: Sequence[Entry], runs: Mapping[str, Run]) -> None:
+        late = []  # nobody is there any more to acknowledge it
+        for entry, id in entries:
+            run = runs.get(id or "")
+            if run is None:
+                self._reread()
+            elif run.is_over:
+                late.append(entry)
+            else:
+                run.entry = entry
+                self._entries.add(entry)
+        await self._acknowledge(late)
+
     async def _take_from_store(self) -> int:
         self.pause_seconds = _STORE_POLL_SECONDS
         ids = await self._worker.find_due(self._room)
@@ -165,7 +236,9 @@ class Consumer:
     async def _read(self, worker_id: str) -> dict[str, str]:
         """The ids of tasks, each with its entry in the stream."""
         if self._reread_after is None:
-            entries = await self._stream.read(worker_id, self._number, self._room)
+            asked = self._room
+            entries = await self._stream.read(worker_id, self._number, asked)
+            self._has_all = len(entries) < asked
             if len(entries) > self._room:
                 entries = entries[: self._room]
                 self._reread()
@@ -187,9 +260,10 @@ class Consumer:
 
     def _reread(self) -> None:
         """The next read is of what this consumer was given before."""
+        self._has_all = False
         self._reread_after = "0"
 
-    def _start(self, claim: Claim, entry: str | None) -> None:
+    def _start(self, claim: Claim, entry: str | None) -> Run:
         run = Run(claim, entry)
         self._free -= 1
         if entry is not None:
@@ -197,6 +271,7 @@ class Consumer:
         self._running.add(run)
         run.task = asyncio.create_task(self._executor.execute(run), name=f"task-{claim.id}")
         run.task.add_done_callback(partial(self._end, run))
+        return run
 
     def _end(self, run: Run, task: asyncio.Task[Outcome | None]) -> None:
         self._running.remove(run)

@@ -58,6 +58,11 @@ class Loop:
         return self._task is not None and late > _STALLED_AFTER_SECONDS
 
     @property
+    def is_stopping(self) -> bool:
+        """The step under way is the last."""
+        return self._is_stopping
+
+    @property
     def is_done(self) -> bool:
         return self._task is None or self._task.done()
 

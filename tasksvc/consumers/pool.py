@@ -14,7 +14,7 @@ from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import WorkerService
+from tasksvc.workers import Take, WorkerService
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +54,13 @@ class ConsumerPool:
     def stalled(self) -> list[str]:
         """The names of loops that no longer come round."""
         return [loop.name for loop in self._loops() if loop.is_stalled]
+
+    def reserve(self, count: int) -> Take | None:
+        """Places for tasks that are about to be created, of a consumer that waits for any."""
+        for consumer in self._consumers:
+            if take := consumer.reserve(count):
+                return take
+        return None
 
     async def stop(self) -> None:
         """Takes nothing more, lets what runs end within the grace period, hands back the rest."""

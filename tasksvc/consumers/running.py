@@ -28,9 +28,11 @@ class Run:
 
     claim: Claim
     entry: str | None
-    """Its entry in the stream, to acknowledge; None when it was found in the store."""
+    """Its entry in the stream, to acknowledge; None when it has none (yet)."""
     task: asyncio.Task[Outcome | None] | None = None
     stop_reason: StopReason | None = None
+    is_over: bool = False
+    """What it came to is written."""
 
     def stop(self, reason: StopReason) -> None:
         """Asks the handler to end. One that ignores it may be asked again."""

@@ -153,6 +153,32 @@ class NewTask(NamedTuple):
     fingerprint: str | None = None
     """What the key was used for, as hexadecimal digits."""
 
+    def first_claim(self) -> Claim:
+        """For a worker that holds it from its creation on."""
+        options = self.options
+        return Claim(
+            self.id,
+            1,
+            0,
+            self.max_attempts,
+            self.content,
+            self.traceparent,
+            0.0,
+            options.timeout_seconds,
+            options.kind or DEFAULT_KIND,
+            options.priority or Priority.NORMAL,
+            False,
+            options.retry_base_seconds,
+            options.retry_max_seconds,
+        )
+
+
+class Hold(NamedTuple):
+    """Tasks that a worker holds from their creation on, if it lives."""
+
+    worker_id: str
+    ids: frozenset[str]
+
 
 class Filter(NamedTuple):
     """Which tasks are meant; None is any."""
@@ -207,7 +233,7 @@ class Keyed(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A task that this process holds, from `pending -> processing` until it is finished."""
+    """A task that this process holds, from its becoming `processing` until it is finished."""
 
     id: str
     attempt: int

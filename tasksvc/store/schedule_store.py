@@ -10,8 +10,8 @@ import orjson
 
 from tasksvc.domain.schedule import DueSchedules, Missed, Schedule, ScheduleOrder, Tick
 from tasksvc.store.database import Database
+from tasksvc.store.documents import document
 from tasksvc.store.store import Store
-from tasksvc.store.task_store import document
 
 _SESSIONS = ("schedule", "tick")
 

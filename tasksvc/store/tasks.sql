@@ -15,8 +15,59 @@ FROM unnest(
 ) AS new (id, content, max_attempts, traceparent, is_published)
 RETURNING id, created_at;
 
+-- insert_held_tasks --
+-- (nothing) -> processing: the same for a worker of the same process that has nothing else to do, those of them that it is to
+-- hold. They are pending if it was declared dead; the lock on its row is that of claim_tasks.
+WITH holder AS (
+    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+)
+INSERT INTO task (
+    id, content, max_attempts, traceparent, published_at, created_at, worker_id, status, attempt, updated_at
+)
+SELECT new.id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END, clock_timestamp(),
+    holder.id, CASE WHEN holder.id IS NULL THEN 'pending' ELSE 'processing' END::task_status,
+    CASE WHEN holder.id IS NULL THEN 0 ELSE 1 END, CASE WHEN holder.id IS NOT NULL THEN clock_timestamp() END
+FROM unnest(
+    %(ids)s::uuid[], %(contents)s::text[], %(max_attempts)s::int[], %(traceparents)s::text[], %(published)s::bool[],
+    %(held)s::bool[]
+) AS new (id, content, max_attempts, traceparent, is_published, is_held) LEFT JOIN holder ON is_held
+RETURNING id, created_at, worker_id IS NOT NULL;
+
+-- insert_fresh_tasks --
+-- (nothing) -> pending, for tasks with options or a key; or processing, by the rules of insert_held_tasks, unless they have
+-- expired or their queue may let none start. It is refused when any id, key or unique key is taken: to look for them first
+-- takes a third of the whole. Keys are locked in their order, and then unique keys in theirs, or two groups could deadlock.
+WITH new AS (
+    SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
+        id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
+        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
+        unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text, is_held bool
+    )
+), kept AS (
+    INSERT INTO idempotency_key (key, fingerprint, task_id)
+    SELECT key, decode(fingerprint, 'hex'), id FROM new WHERE key IS NOT NULL ORDER BY key
+    RETURNING key
+), holder AS (
+    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+)
+INSERT INTO task (
+    id, content, max_attempts, traceparent, published_at, created_at, due_at, timeout_seconds, expires_at, kind, priority,
+    queue, unique_key, retry_base_seconds, retry_max_seconds, worker_id, status, attempt, updated_at
+)
+SELECT new.id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END, clock_timestamp(),
+    coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
+    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'),
+    coalesce(queue, ''), unique_key, retry_base_seconds, retry_max_seconds,
+    holder.id, CASE WHEN holder.id IS NULL THEN 'pending' ELSE 'processing' END::task_status,
+    CASE WHEN holder.id IS NULL THEN 0 ELSE 1 END, CASE WHEN holder.id IS NOT NULL THEN clock_timestamp() END
+FROM new LEFT JOIN holder ON is_held AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    AND (SELECT concurrency IS NULL AND NOT is_paused FROM queue WHERE name = new.queue) IS NOT FALSE
+WHERE (SELECT count(*) FROM kept) >= 0  -- the keys first
+ORDER BY unique_key, new.id
+RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END, worker_id IS NOT NULL;
+
 -- insert_special_tasks --
--- (nothing) -> pending, for tasks with options or a key. A key that is there already, from the same call's first try or
+-- (nothing) -> pending, for tasks with options or a key, some of which may be taken. A key that is there already, from the same call's first try or
 -- from another create, keeps its task from being inserted. So does a live task with the same unique key: its id comes
 -- back instead, and the key remembers it. No row for one whose key is there, and for one that lost a race for its unique
 -- key. Keys are locked in their order, and then unique keys in theirs, or two groups could deadlock.

@@ -72,6 +72,26 @@ end
 return count
 """.replace("FIELD", FIELD)
 
+# KEYS and ARGV: the same, then the group and one of its consumers, who is given what goes in: each
+# entry with its id comes back. Nothing goes in where others wait, which would be given first.
+_PUBLISH_TO = """
+local given = redis.call('XPENDING', KEYS[1], ARGV[4])[1]
+if redis.call('XLEN', KEYS[1]) > given then return {} end
+""" + _PUBLISH.replace(
+    "return count",
+    """
+if count == 0 then return {} end
+local answer = {}
+local read = redis.call(
+  'XREADGROUP', 'GROUP', ARGV[4], ARGV[5], 'COUNT', count, 'STREAMS', KEYS[1], '>')
+for _, entry in ipairs(read[1][2]) do
+  table.insert(answer, entry[1])
+  table.insert(answer, entry[2][2])
+end
+return answer
+""",
+)
+
 # KEYS: the streams. ARGV: the group. Returns how many entries of each nobody was given yet: a hint,
 # since what was trimmed in somebody's hands is counted there still. (To read here, for the first
 # lanes first, would cost five times as much: what Redis answers goes through Lua and back.)
@@ -134,6 +154,9 @@ class TaskStream:
         """Whether the last command found Redis there."""
         self.refusing: set[Lane] = set()
         """Where the last publication did not go in, all of it: no room, or no memory."""
+        self.waiting: dict[int, int] = {}
+        """The consumers for whom there is nothing, so that they wait; and how many entries each
+        may be given when something comes."""
         self.lost_at: dict[Lane, float] = {}
         """When (`time.monotonic`) a lane's group was found missing and made anew: whatever was
         published there before may be lost. Whoever has published it again takes this out."""
@@ -155,22 +178,22 @@ class TaskStream:
 
     async def publish(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> int:
         """How many of the ids, from the first on, are in the stream now; the rest did not fit."""
-        try:
-            async with self._answers():
-                count: int = await self._commands.eval(
-                    _PUBLISH,
-                    2,
-                    self._keys.stream(lane),
-                    self._keys.lanes,
-                    str(self._max_entries),
-                    ",".join(ids),
-                    "" if lane == DEFAULT_LANE else lane_name(lane),
-                )
-        except StreamUnavailable:
-            self.refusing.add(lane)  # out of memory, it still lets itself be read
-            raise
+        count: int = await self._publish(_PUBLISH, ids, lane)
         self._refuses(lane, count < len(ids))
         return count
+
+    async def publish_to(
+        self, worker_id: str, number: int, ids: Sequence[str], lane: Lane = DEFAULT_LANE
+    ) -> list[Entry]:
+        """Puts the ids in as given to this consumer: nobody else reads them. Their entries; none
+        for what does not fit, and for all of them where others wait in the lane."""
+        name = consumer_name(worker_id, number)
+        given = await self._publish(_PUBLISH_TO, ids, lane, GROUP, name)
+        stream = self._keys.stream(lane)
+        return [
+            (self._entry(stream, entry), id)
+            for entry, id in zip(given[::2], given[1::2], strict=True)
+        ]
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
         """Tells every process that these are canceled; whoever is not listening misses it."""
@@ -210,10 +233,15 @@ class TaskStream:
                     )
             if entries:
                 return entries
-            share = max(1, count // len(streams))
+            # A place less than there are: `waiting` tells of the rest.
+            share = max(1, (count - 1) // len(streams))
             block = round(self._block_seconds * 1000)
             after = dict.fromkeys(streams, ">")
-            return await self._read_group(self._readers, name, after, share, block)
+            self.waiting[number] = share * len(streams)
+            try:
+                return await self._read_group(self._readers, name, after, share, block)
+            finally:
+                del self.waiting[number]
 
     async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
         """What the consumer was given before and has not acknowledged, after an entry.
@@ -313,6 +341,23 @@ class TaskStream:
         return sum(answers[::2]), sum(pending["pending"] for pending in answers[1::2])
 
     # Below.
+
+    async def _publish(self, script: str, ids: Sequence[str], lane: Lane, *others: str) -> Any:
+        try:
+            async with self._answers():
+                return await self._commands.eval(
+                    script,
+                    2,
+                    self._keys.stream(lane),
+                    self._keys.lanes,
+                    str(self._max_entries),
+                    ",".join(ids),
+                    "" if lane == DEFAULT_LANE else lane_name(lane),
+                    *others,
+                )
+        except StreamUnavailable:
+            self.refusing.add(lane)  # out of memory, it still lets itself be read
+            raise
 
     async def _read_group(
         self, client: Redis, name: str, after: dict[Any, Any], count: int, block: int | None

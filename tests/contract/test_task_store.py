@@ -11,11 +11,12 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain import outcome
-from tasksvc.domain.errors import ContentRefused
+from tasksvc.domain.errors import AlreadyThere, ContentRefused
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
 from tasksvc.domain.task import (
     DEFAULT_LANE,
     Claim,
+    Hold,
     Keyed,
     Lane,
     NewTask,
@@ -148,6 +149,126 @@ def special(**options: Any) -> NewTask:
 
 def soon(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+class TestInsertHeld:
+    async def test_worker_holds_them_from_the_beginning(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        held, left = new_task(max_attempts=7), new_task("y", is_published=False)
+        made, claims = await store.insert_held_tasks(
+            [held, left], Hold(worker_id, frozenset([held.id]))
+        )
+
+        assert [(task.id, task.content, task.status) for task in made] == [
+            (held.id, "x", Status.PENDING),
+            (left.id, "y", Status.PENDING),
+        ]
+        assert claims == [Claim(held.id, 1, 0, 7, "x", None, 0.0)]
+        running, waiting = [await get(store, task.id) for task in (held, left)]
+        assert (running.status, running.created_at) == (Status.PROCESSING, made[0].created_at)
+        assert running.updated_at is not None
+        assert running.updated_at >= running.created_at
+        assert (waiting.status, waiting.updated_at) == (Status.PENDING, None)
+        assert await store.renew_lease(worker_id, {held.id: 1}, HOUR) == (True, [])
+        assert await finish(store, held.id, 1, COMPLETED) == [held.id]
+
+    async def test_who_was_declared_dead_holds_nothing(self, store: TaskStore) -> None:
+        worker_id = await register(store, lease_seconds=-1)
+        await store.lapse_workers(None)
+        task = new_task()
+        made, claims = await store.insert_held_tasks([task], Hold(worker_id, frozenset([task.id])))
+
+        assert claims == []
+        assert made == [await get(store, task.id)]
+
+    async def test_refused_content(self, store: TaskStore) -> None:
+        task = new_task("nul \0")
+        with pytest.raises(ContentRefused):
+            await store.insert_held_tasks([task], Hold(await register(store), frozenset([task.id])))
+
+
+class TestInsertFresh:
+    async def test_task_keeps_its_options(self, store: TaskStore) -> None:
+        moment = soon(HOUR)
+        task = special(
+            run_at=moment,
+            timeout_seconds=1.5,
+            expires_at=moment,
+            priority=Priority.LOW,
+            queue="q",
+            unique_key="u",
+        )
+        made, claims = await store.insert_fresh_tasks([task])
+
+        assert claims == []
+        assert (made[0].run_at, made[0].timeout_seconds, made[0].expires_at) == (
+            moment,
+            1.5,
+            moment,
+        )
+        assert await store.get_tasks([task.id]) == made
+
+    async def test_worker_holds_what_it_is_to_hold(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        options = {"priority": Priority.HIGH, "timeout_seconds": 2.0, "retry_base_seconds": 3.0}
+        held, left = special(**options), special(**options)
+        made, claims = await store.insert_fresh_tasks(
+            [held, left], Hold(worker_id, frozenset([held.id]))
+        )
+
+        assert [task.status for task in made] == [Status.PENDING] * 2
+        (claimed,) = claims
+        assert claimed == held.first_claim()
+        assert (claimed.priority, claimed.timeout_seconds) == (Priority.HIGH, 2.0)
+        assert claimed.retry_base_seconds == 3.0
+        # A claim whose answer was lost tells the same, but for how long it has waited.
+        (again,) = await store.claim_tasks(worker_id, [held.id])
+        assert again._replace(waited_seconds=0.0) == claimed
+        assert (await get(store, left.id)).status is Status.PENDING
+
+    async def test_expired_task_is_not_held(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        task = special(expires_at=soon(-1))
+        made, claims = await store.insert_fresh_tasks([task], Hold(worker_id, frozenset([task.id])))
+
+        assert (made[0].status, claims) == (Status.PENDING, [])
+        assert (await get(store, task.id)).status is Status.PENDING
+
+    @pytest.mark.parametrize("taken", ["id", "key", "unique key", "twice"])
+    async def test_nothing_is_made_when_something_is_taken(
+        self, store: TaskStore, taken: str
+    ) -> None:
+        first = special(unique_key="u")._replace(key="k", fingerprint="ab")
+        other, second = special(timeout_seconds=1), special(unique_key="v")
+        match taken:
+            case "id":
+                second = second._replace(id=first.id)
+            case "key":
+                second = second._replace(key="k", fingerprint="ab")
+            case "unique key":
+                second = special(unique_key="u")
+            case "twice":
+                first, second = second, special(unique_key="v")
+        if taken == "twice":
+            with pytest.raises(AlreadyThere):
+                await store.insert_fresh_tasks([first, second])
+            return
+        await store.insert_fresh_tasks([first])
+        with pytest.raises(AlreadyThere):
+            await store.insert_fresh_tasks([other, second])
+
+        assert [task.id for task in await store.get_tasks([first.id, other.id])] == [first.id]
+
+    async def test_key_finds_its_task(self, store: TaskStore) -> None:
+        task = special(timeout_seconds=1)._replace(key="k", fingerprint="ab")
+        made, _ = await store.insert_fresh_tasks([task])
+
+        assert await store.find_keyed_tasks(["k"]) == [Keyed("k", "ab", made[0], is_new=True)]
+
+    @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
+    async def test_refused_content(self, store: TaskStore, content: str) -> None:
+        with pytest.raises(ContentRefused):
+            await store.insert_fresh_tasks([special(timeout_seconds=1)._replace(content=content)])
 
 
 class TestInsertSpecial:

@@ -60,6 +60,44 @@ async def test_nobody_reads_what_another_has_in_hand(
     assert await one.worker_ids() == {"one", "other"}
 
 
+async def test_entries_can_be_published_as_given_to_a_consumer(
+    make_stream: Callable[..., TaskStream],
+) -> None:
+    one, other = make_stream(), make_stream()
+    await one.open()
+    await other.open()
+    lane = Lane(priority=Priority.HIGH)
+    given = [
+        *await one.publish_to("one", 1, TASKS[:2]),
+        *await one.publish_to("one", 1, TASKS[2:4], lane),
+    ]
+
+    assert [id for _, id in given] == TASKS[:4]
+    assert await one.measure() == (4, 4)
+    assert await other.read("other", 1, 10) == []
+    assert sorted(await one.read_again("one", 1, 10, "0")) == sorted(given)
+    await one.acknowledge([entry for entry, _ in given])
+    assert await one.measure() == (0, 0)
+
+
+async def test_nothing_is_published_to_a_consumer_where_others_wait(stream: TaskStream) -> None:
+    await stream.publish(TASKS[:1])
+
+    assert await stream.publish_to("worker", 1, TASKS[1:2]) == []
+    assert len(await stream.publish_to("worker", 1, TASKS[2:3], Lane(priority=Priority.LOW))) == 1
+    assert ids_of(await stream.read("other", 1, 10)) == TASKS[:1]
+    assert len(await stream.publish_to("worker", 1, TASKS[3:4])) == 1
+
+
+async def test_publication_to_a_consumer_is_bounded(make_stream: Callable[..., TaskStream]) -> None:
+    stream = make_stream(max_entries=2)
+    await stream.open()
+
+    assert [id for _, id in await stream.publish_to("worker", 1, TASKS[:3])] == TASKS[:2]
+    assert await stream.publish_to("worker", 1, TASKS[3:4]) == []
+    assert await stream.measure() == (2, 2)
+
+
 async def test_publication_is_bounded(make_stream: Callable[..., TaskStream]) -> None:
     stream = make_stream(max_entries=3)
     await stream.open()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
-from tasksvc.domain.task import Claim, NewTask
+from tasksvc.domain.task import Claim, Hold, NewTask
 from tasksvc.store import queries
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream import task_stream
@@ -89,17 +89,22 @@ def claim_early() -> None:
 
 def forget_keys() -> None:
     """An Idempotency-Key is not kept with its task."""
-    original = TaskStore.insert_special_tasks
+    original = TaskStore.insert_fresh_tasks
 
-    async def insert(self: TaskStore, tasks: Sequence[NewTask]) -> Any:
-        return await original(self, [task._replace(key=None) for task in tasks])
+    async def insert(self: TaskStore, tasks: Sequence[NewTask], hold: Hold | None) -> Any:
+        return await original(self, [task._replace(key=None) for task in tasks], hold)
 
-    TaskStore.insert_special_tasks = insert  # type: ignore[method-assign]
+    TaskStore.insert_fresh_tasks = insert  # type: ignore[method-assign]
 
 
 def uncounted_queue() -> None:
     """A claim does not count what runs of a queue."""
     _replace_in_query("claim_tasks", ("lock_queue(name)", "1000000000"))
+
+
+def start_beyond_the_limit() -> None:
+    """What starts with its create is not asked whether its queue has a limit."""
+    _replace_in_query("insert_fresh_tasks", ("concurrency IS NULL AND NOT is_paused", "true"))
 
 
 def endless_attempts() -> None:
@@ -130,6 +135,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         claim_early,
         forget_keys,
         uncounted_queue,
+        start_beyond_the_limit,
         endless_attempts,
         twice_alive,
     )

@@ -28,6 +28,8 @@ from tests.faults.handlers import DIED
 
 FAILPOINTS: dict[str, tuple[type, str]] = {
     "after_insert": (TaskStore, "insert_tasks"),
+    "after_held_insert": (TaskStore, "insert_held_tasks"),
+    "after_telling": (TaskStream, "publish_to"),
     "after_publication": (TaskStream, "publish"),
     "after_claim": (TaskStore, "claim_tasks"),
     "after_effect": (TaskStore, "finish_tasks"),  # before it, that is

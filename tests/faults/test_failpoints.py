@@ -38,6 +38,28 @@ async def test_task_survives_death_on_its_way_in(
     await eventually(lambda: query(other.env["DATABASE_URL"], ROWS) == [("completed", 1, 0)])
 
 
+@pytest.mark.parametrize("failpoint", ["after_held_insert", "after_telling"])
+async def test_task_that_starts_where_it_is_created_ends_once(
+    start_servant: StartServant, failpoint: str
+) -> None:
+    doomed = start_servant(FAILPOINT=failpoint)
+
+    def is_dead() -> bool:  # as soon as it has found out that nothing waits
+        try_to_create(doomed)
+        return doomed.process.poll() == DIED
+
+    await eventually(is_dead)
+    other = start_servant()
+
+    url = other.env["DATABASE_URL"]
+    await eventually(lambda: {status for status, *_ in query(url, ROWS)} == {"completed"})
+    again = [row for row in query(url, ROWS) if row != ("completed", 1, 0)]
+    assert set(again) <= {("completed", 2, 1)}
+    assert failpoint != "after_held_insert" or again
+    await eventually(lambda: other.metric("tasksvc_stream_depth") == 0)
+    await eventually(lambda: other.metric("tasksvc_stream_pending") == 0)
+
+
 @pytest.mark.parametrize(
     ("failpoint", "attempts", "runs"),
     [

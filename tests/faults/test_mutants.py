@@ -88,11 +88,13 @@ def zombie(story: Story) -> None:
 
 def trimmed(story: Story) -> None:
     """Entries are gone from the stream before anybody read them."""
-    service = story.world.services[0]
+    first, second = story.world.services
+    second.kill()  # the two would have places for all of them
     for _ in range(60):
-        story.create(service, seconds=1)
+        story.create(first, seconds=1)
     with story.world.redis_client() as client:
         client.xtrim(story.world.redis_key, maxlen=0, approximate=False)
+    second.start()
 
 
 def watched(story: Story) -> None:
@@ -140,11 +142,12 @@ def options(story: Story) -> None:
     early = story.create(first, {"delay_seconds": 2}, not_before=due)
     with story.world.redis_client() as client:  # whatever rings for it now
         client.xadd(story.world.redis_key, {"id": early})
+    for _ in range(3):
+        story.create(first, {"queue": NARROW_QUEUE}, seconds=0.2)
+        story.create(second, {"queue": NARROW_QUEUE}, seconds=0.2)
     for service in (first, second):
         story.create(service, {}, {"Idempotency-Key": "once"}, key="once")
         story.create(service, {"unique_key": "one"}, seconds=1)
-    for _ in range(6):
-        story.create(first, {"queue": NARROW_QUEUE}, seconds=0.2)
     story.create(first, {"max_attempts": 2}, raises="told to", until=4)
 
 
@@ -159,6 +162,7 @@ SCENARIOS: dict[str, tuple[Callable[[Story], None], str]] = {
     "claim_early": (options, "nothing_starts_early"),
     "forget_keys": (options, "a_key_is_one_task"),
     "uncounted_queue": (options, "queue_keeps_its_limit"),
+    "start_beyond_the_limit": (options, "queue_keeps_its_limit"),
     "endless_attempts": (options, "attempts_are_bounded"),
     "twice_alive": (options, "unique_key_has_one_live_task"),
 }

@@ -144,7 +144,8 @@ class World:
             MUTANT=os.environ.get("MUTANT", ""),
             TASKSVC_HANDLERS=handlers.__name__,
             TASK_CONSUMER_WORKERS=WORKERS,
-            TASK_CONSUMER_CONCURRENCY=10,
+            # Where there are places enough, tasks start with their create; elsewhere by the stream.
+            TASK_CONSUMER_CONCURRENCY=10 if number % 2 else 60,
             TASK_RETRY_BASE_SECONDS=0.2,
             TASK_RETRY_MAX_SECONDS=1,
             TASK_MAX_ATTEMPTS=50,  # deaths are many here, and are not what should end a task

@@ -13,12 +13,15 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
-from tasksvc.domain.task import DEFAULT_LANE, Filter, NewTask, Options, Progress, Status
+from tasksvc.domain.task import DEFAULT_LANE, Filter, Hold, NewTask, Options, Progress, Status
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array
 from tasksvc.store.database import Database, Row
-from tasksvc.store.task_store import TaskStore, _documents
+from tasksvc.store.documents import documents
+from tasksvc.store.task_store import TaskStore
 from tests.harness import ago, eventually, query
+
+pytestmark = pytest.mark.slow
 
 FINISHED = 50_000
 
@@ -69,6 +72,8 @@ async def live(store: TaskStore) -> None:
     ids = [str(uuid_utils.uuid7()) for _ in range(200)]
     await store.register_worker(worker_id, "w", 60)
     await store.insert_tasks([NewTask(id, "x", 3, None, True) for id in ids])
+    hold = Hold(worker_id, frozenset(str(uuid_utils.uuid7()) for _ in range(200)))
+    await store.insert_held_tasks([NewTask(id, "x", 3, None, True) for id in hold.ids], hold)
     expires_at = datetime.now(UTC) + timedelta(seconds=0.01)
     special = Options(timeout_seconds=1, expires_at=expires_at)
     await store.insert_special_tasks(
@@ -78,7 +83,7 @@ async def live(store: TaskStore) -> None:
         NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, key=f"{n}", fingerprint="ab")
         for n in range(200)
     ]
-    await store.insert_special_tasks(keyed)
+    await store.insert_fresh_tasks(keyed, Hold(worker_id, frozenset(each.id for each in keyed)))
     unique = Options(unique_key="u")
     await store.insert_special_tasks(
         [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, unique) for _ in range(2)]
@@ -247,6 +252,6 @@ async def test_unique_key_is_looked_up_whatever_the_planner_believes(
     query(database_url, KEYED)
     taken = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(unique_key="key-7"))
     plain = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(max_attempts=5))
-    tasks = _documents([taken, plain])
+    tasks = documents([taken, plain])
 
     assert await store.pages("insert_special_tasks", tasks=tasks) < 100

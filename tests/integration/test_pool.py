@@ -232,6 +232,30 @@ async def test_stop_takes_nothing_more_and_lets_what_runs_end(
     assert pool._worker.id is None
 
 
+async def test_what_is_just_being_created_may_end_within_the_grace_period(
+    start_app: StartApp, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = await start_app(grace_seconds=30, concurrency=100)
+    pool, service = app[POOL], app[SERVICE]
+    await eventually(lambda: pool._consumers[0]._has_all)
+    insert, may_insert = TaskStore.insert_held_tasks, asyncio.Event()
+
+    async def insert_slowly(*args: Any) -> Any:
+        await may_insert.wait()
+        return await insert(*args)
+
+    monkeypatch.setattr(TaskStore, "insert_held_tasks", insert_slowly)
+    creating = service.create("x")
+    stopping = asyncio.create_task(pool.stop())
+    await eventually(lambda: pool._consumers[0].reading.is_done)
+    assert not pool._consumers[0].is_idle
+    may_insert.set()
+    await creating
+    await stopping
+
+    assert rows() == [("completed", 1, 0)]
+
+
 async def test_stop_keeps_the_lease_until_all_is_handed_back(
     start_app: StartApp, rows: Rows, store: TaskStore
 ) -> None:

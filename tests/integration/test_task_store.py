@@ -15,7 +15,7 @@ import uuid_utils
 
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
-from tasksvc.domain.task import Filter, NewTask, Status
+from tasksvc.domain.task import Filter, Hold, NewTask, Status
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
@@ -305,6 +305,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     store._run = run  # type: ignore[method-assign]
     calls: dict[str, tuple[Any, ...]] = {
         "insert_tasks": ([],),
+        "insert_held_tasks": ([], Hold("w", frozenset())),
+        "insert_fresh_tasks": ([],),
         "insert_special_tasks": ([],),
         "find_keyed_tasks": ([],),
         "forget_loose_keys": ([],),

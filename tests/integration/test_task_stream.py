@@ -246,12 +246,15 @@ class TestLoss:
         assert stream.is_up
         assert before < stream.lost_at[DEFAULT_LANE] <= time.monotonic()
 
-    @pytest.mark.parametrize("act", ["read_again", "look", "worker_ids", "remove", "measure"])
+    @pytest.mark.parametrize(
+        "act", ["publish_to", "read_again", "look", "worker_ids", "remove", "measure"]
+    )
     async def test_everything_heals(
         self, stream: TaskStream, own_client: redis.Redis, breakage: str, act: str
     ) -> None:
         stream.lost_at.clear()
         acts: dict[str, Callable[[], Any]] = {
+            "publish_to": lambda: stream.publish_to("w", 1, new_ids(1)),
             "read_again": lambda: stream.read_again("w", 1, 1, "0"),
             "look": stream.look,
             "worker_ids": stream.worker_ids,

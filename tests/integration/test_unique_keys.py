@@ -11,13 +11,14 @@ import psycopg2
 import pytest
 
 from tasksvc.domain.errors import (
+    AlreadyThere,
     KeyReused,
     StoreUnavailable,
     TaskIsFinal,
     TaskIsNotFinal,
     UniqueKeyTaken,
 )
-from tasksvc.domain.task import Created, Options, Status
+from tasksvc.domain.task import Created, Filter, Options, Status
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
 from tasksvc.store.database import Database
@@ -183,7 +184,11 @@ async def test_create_that_always_loses_is_told_to_come_again(
     async def lose(tasks: Any) -> Any:
         return [], {}
 
+    async def find_some_taken(tasks: Any, hold: Any) -> Any:
+        raise AlreadyThere
+
     with monkeypatch.context() as patch:
+        patch.setattr(store, "insert_fresh_tasks", find_some_taken)
         patch.setattr(store, "insert_special_tasks", lose)
         with pytest.raises(StoreUnavailable):
             await create(task_service)
@@ -193,21 +198,30 @@ async def test_create_that_always_loses_is_told_to_come_again(
     assert (await create(task_service)).is_new
 
 
+@pytest.mark.parametrize("statement", ["insert_fresh_tasks", "insert_special_tasks"])
+@pytest.mark.parametrize("key", [None, "k"])
 async def test_answer_to_a_create_that_was_lost_is_found_by_the_second_try(
-    task_service: TaskService, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+    task_service: TaskService,
+    store: TaskStore,
+    key: str | None,
+    statement: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    insert = store.insert_special_tasks
+    if statement == "insert_special_tasks":
+        await create(task_service)
+        assert not (await create(task_service)).is_new  # from now on it is careful
+        await task_service.cancel_many(Filter(), None, 10, is_dry=False)
+    insert, tries = getattr(store, statement), []
 
-    async def insert_twice(tasks: Any) -> Any:
-        await insert(tasks)
-        return await insert(tasks)
+    async def insert_twice(*args: Any) -> Any:
+        tries.append(await insert(*args))
+        return await insert(*args)
 
-    monkeypatch.setattr(store, "insert_special_tasks", insert_twice)
+    monkeypatch.setattr(store, statement, insert_twice)
 
-    for key in (None, "k"):
-        created = await create(task_service, key)
-        assert (created.is_new, created.is_replayed) == (True, False)
-        await task_service.cancel(created.task.id)
+    created = await create(task_service, key)
+    assert (created.is_new, created.is_replayed) == (True, False)
+    assert len(tries) == 1
 
 
 async def test_key_of_another_request_is_refused_though_the_unique_key_is_the_same(
