@@ -59,8 +59,9 @@ _WINDOW = 10_000
 _CREATE_TRIES = 10
 """Each but the last lost a race for a unique key, to a task that was final before the next."""
 
-_CAREFUL_SECONDS = 1.0
-"""After a key was taken. A statement that is refused has cost as much as one that is not."""
+_CAREFUL_SECONDS = 60.0
+"""After a key was taken. A statement that is refused has cost as much as one that is not, and
+PostgreSQL may write it into its log, with all that it was to insert."""
 
 _FIRST_ID = str(UUID(int=0))
 _LAST_ID = str(UUID(int=(1 << 128) - 1))

@@ -241,7 +241,7 @@ class TaskStream:
             try:
                 return await self._read_group(self._readers, name, after, share, block)
             finally:
-                del self.waiting[number]
+                self.waiting.pop(number, None)
 
     async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
         """What the consumer was given before and has not acknowledged, after an entry.

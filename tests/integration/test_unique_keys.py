@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -19,6 +20,7 @@ from tasksvc.domain.errors import (
     UniqueKeyTaken,
 )
 from tasksvc.domain.task import Created, Filter, Options, Status
+from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
 from tasksvc.store.database import Database
@@ -247,3 +249,16 @@ async def test_retry_keeps_the_unique_key_and_waits_for_it(task_service: TaskSer
     new = await task_service.retry(old.id)
     assert (new.unique_key, new.retry_of) == ("u", old.id)
     assert (await create(task_service)).task.id == new.id
+
+
+async def test_refused_statement_leaves_no_content_in_the_log(
+    task_service: TaskService, postgres: EmbeddedPostgres
+) -> None:
+    canary = f"canary-{uuid4()}"
+    for is_new in (True, False):
+        created = await task_service.create(canary, None, UNIQUE)
+        assert created.is_new == is_new
+
+    log = postgres.log.path.read_text()
+    assert "duplicate key value" in log
+    assert canary not in log
