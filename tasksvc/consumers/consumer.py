@@ -166,20 +166,29 @@ class Consumer:
         return len(claims)
 
     def _take_new(self, count: int, claims: Sequence[Claim]) -> None:
-        """Starts what was claimed while it was created; the stream is told as well."""
-        self._free += count
+        """Takes what was claimed while it was created, into the places that were kept for it."""
+        if len(claims) < count:
+            self._free += count - len(claims)
+            self.reading.wake()
+        if claims:
+            # Two turns of the loop later the answers to those who created them are written. A
+            # handler may hold the loop, or end the process, and they should know by then.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._start_new, claims)
+
+    def _start_new(self, claims: Sequence[Claim]) -> None:
+        """The stream is told as well."""
+        self._free += len(claims)
         for claim in claims:
             self._untold[claim.id] = self._start(claim, None)
-        if len(claims) < count:
-            self.reading.wake()
-        if self._untold and self._telling is None:
+        if self._telling is None:
             self._telling = asyncio.create_task(self._tell(), name=f"{self.name}-tells")
             self._telling.add_done_callback(self._told)
 
     async def _tell(self) -> None:
         """Gives the runs their entries, which are in this consumer's hand like those of all that
         it runs. Without Redis they go on without; and who has ended needs none any more."""
-        await asyncio.sleep(0)  # whoever created them has the answer first
+        await asyncio.sleep(0)  # the handlers first
         while self._untold:
             runs, self._untold = self._untold, {}
             lanes: defaultdict[Lane, list[str]] = defaultdict(list)
