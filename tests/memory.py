@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count as counting
 from typing import Any
 
+from msgspec.structs import replace
+
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
 from tasksvc.domain.errors import AlreadyThere, ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Finish
@@ -84,16 +86,16 @@ class Row:
             self.created_at,
             self.updated_at,
             self.error,
+            None if self.kind == DEFAULT_KIND else self.kind,
+            None if self.priority == Priority.NORMAL else self.priority,
+            self.queue,
+            self.progress,
             None if self.result is None else json.loads(self.result),
             self.due_at if self.status is Status.PENDING and not self.is_due() else None,
             self.timeout_seconds,
             self.expires_at,
-            self.kind,
-            self.progress,
             self.retry_of,
             self.retried_as,
-            self.priority,
-            queue=self.queue,
             unique_key=self.unique_key,
         )
 
@@ -490,7 +492,7 @@ class MemoryStore(TaskStore):
                 row.move(Status.CANCELED)
                 task = row.task()
                 canceled.append(
-                    Canceled(task if with_contents else task._replace(content=""), worker_id)
+                    Canceled(task if with_contents else replace(task, content=""), worker_id)
                 )
         return canceled
 

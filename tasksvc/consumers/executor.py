@@ -89,6 +89,6 @@ async def _call(kind: Kind, claim: Claim) -> Any:
         claim = claim._replace(timeout_seconds=seconds)
     if kind.keeps_time:
         return await kind.handler(claim)
-    async with TimeLimit(seconds) as limit:
+    with TimeLimit(seconds) as limit:
         limit.begin()
         return await kind.handler(claim)

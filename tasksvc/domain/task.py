@@ -1,4 +1,8 @@
-"""What a task is, which statuses it has, and what may follow what."""
+"""What a task is, which statuses it has, and what may follow what.
+
+What is read from JSON, or written as JSON, is a struct of msgspec's: it leaves out what is None, in
+the order of the fields. https://jcristharif.com/msgspec/structs.html#omit-defaults
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+import msgspec
 
 
 class Status(StrEnum):
@@ -64,50 +70,41 @@ class Lane(NamedTuple):
 DEFAULT_LANE = Lane()
 
 
-class Task(NamedTuple):
-    """A task as its clients see it. Times are aware and in UTC."""
+class Task(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task as its clients see it: the first five always, of the others those that it has. Times
+    are aware and in UTC."""
 
     id: str
     content: str
     status: Status
     created_at: datetime
     updated_at: datetime | None
-    error: dict[str, Any] | None
+    error: dict[str, Any] | None = None
     """Of the last attempt, if it failed."""
+    kind: str | None = None
+    """None is the default, and so it is below."""
+    priority: str | None = None
+    queue: str | None = None
+    progress: dict[str, Any] | None = None
+    """How far its last run has come: `{fraction, message}`."""
     result: Any = None
     """What its handler returned, as JSON has it."""
     run_at: datetime | None = None
     """When a pending task starts, or tries again; None when it may start now."""
     timeout_seconds: float | None = None
     expires_at: datetime | None = None
-    kind: str = DEFAULT_KIND
-    progress: dict[str, Any] | None = None
-    """How far its last run has come: `{fraction, message}`."""
     retry_of: str | None = None
     retried_as: str | None = None
-    priority: str = Priority.NORMAL
     schedule: str | None = None
     """The name of the schedule that made it."""
     scheduled_for: datetime | None = None
     """Which moment of the schedule it is for."""
-    queue: str | None = None
     unique_key: str | None = None
 
-    @property
-    def is_final(self) -> bool:
-        return self.status in FINAL
 
-    @property
-    def lane(self) -> Lane:
-        return Lane(self.kind, self.priority)
-
-
-NOTHING_MORE = (None, *Task._field_defaults.values())
-"""What a plain task has after its five first fields."""
-
-
-class Options(NamedTuple):
-    """What a client may ask for beside the content; None is the default."""
+class Options(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a client may ask for beside the content; None is the default. What comes new stands at
+    the end: fingerprints are made in this order."""
 
     kind: str | None = None
     max_attempts: int | None = None

@@ -77,7 +77,7 @@ class Runners:
             # thread that ignores its cancellation must not make room for ever more of them. It is a
             # daemon, or it would keep the process from its end. Its lines name the task: they have
             # the context of this.
-            async with TimeLimit(claim.timeout_seconds) as limit:
+            with TimeLimit(claim.timeout_seconds) as limit:
                 await self._threads.acquire()
                 limit.begin()
                 threading.Thread(
@@ -105,7 +105,7 @@ class Runners:
                 try:
                     await _finished(asyncio.to_thread(process.start))
                     theirs.close()
-                    async with TimeLimit(claim.timeout_seconds) as limit:
+                    with TimeLimit(claim.timeout_seconds) as limit:
                         return await self._converse(claim, ours, limit.begin)
                 except EOFError:
                     await asyncio.to_thread(process.join, _TERMINATE_SECONDS)

@@ -119,7 +119,7 @@ class TaskStore(Store):
             return await self._found(tasks)
         created: dict[str, Any] = dict(rows)
         status = Status.PENDING
-        return [Task(task.id, task.content, status, created[task.id], None, None) for task in tasks]
+        return [Task(task.id, task.content, status, created[task.id], None) for task in tasks]
 
     async def insert_held_tasks(
         self, tasks: Sequence[NewTask], hold: Hold
@@ -138,9 +138,9 @@ class TaskStore(Store):
             return await self._found(tasks), []
         created = {id: (created_at, is_held) for id, created_at, is_held in rows}
         status = Status.PENDING
-        return [
-            Task(task.id, task.content, status, created[task.id][0], None, None) for task in tasks
-        ], [task.first_claim() for task in tasks if created[task.id][1]]
+        return [Task(task.id, task.content, status, created[task.id][0], None) for task in tasks], [
+            task.first_claim() for task in tasks if created[task.id][1]
+        ]
 
     async def insert_fresh_tasks(
         self, tasks: Sequence[NewTask], hold: Hold | None = None
@@ -463,18 +463,18 @@ def _made(task: NewTask, created_at: datetime, run_at: datetime | None) -> Task:
         created_at,
         None,
         None,
+        None if options.kind == DEFAULT_KIND else options.kind,
+        None if options.priority == Priority.NORMAL else options.priority,
+        options.queue,
+        None,
         None,
         run_at,
         options.timeout_seconds,
         options.expires_at,
-        options.kind or DEFAULT_KIND,
         None,
         None,
         None,
-        options.priority or Priority.NORMAL,
         None,
-        None,
-        options.queue,
         options.unique_key,
     )
 

@@ -106,9 +106,10 @@ SELECT id, live_id, NULL, NULL FROM wanted WHERE live_id IS NOT NULL;
 -- find_keyed_tasks --
 -- No change: the tasks that were created under these keys, or, made before the key, were found by their unique key.
 SELECT key, encode(fingerprint, 'hex'), task.created_at >= idempotency_key.created_at,
-    id, content, status, task.created_at, greatest(updated_at, finished_at), error, result,
+    id, content, status, task.created_at, greatest(updated_at, finished_at), error,
+    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key
+    retry_of, retried_as, schedule, scheduled_for, unique_key
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
 -- forget_loose_keys --
@@ -372,8 +373,9 @@ UPDATE task SET
     status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, CASE WHEN %(with_contents)s::bool THEN content ELSE '' END, status, created_at,
-    greatest(updated_at, finished_at), error, result, NULL, timeout_seconds, expires_at, kind, progress, retry_of,
-    retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key, live.worker_id;
+    greatest(updated_at, finished_at), error, nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''),
+    progress, result, NULL, timeout_seconds, expires_at, retry_of, retried_as, schedule, scheduled_for, unique_key,
+    live.worker_id;
 
 -- rescue_tasks --
 -- processing -> pending | failed: what lapsed workers held. They are charged: a task that kills its worker must end.
@@ -427,9 +429,10 @@ DELETE FROM idempotency_key WHERE key IN (
 RETURNING key;
 
 -- get_tasks --
-SELECT id, content, status, created_at, greatest(updated_at, finished_at), error, result,
+SELECT id, content, status, created_at, greatest(updated_at, finished_at), error,
+    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
-    kind, progress, retry_of, retried_as, priority, schedule, scheduled_for, nullif(queue, ''), unique_key
+    retry_of, retried_as, schedule, scheduled_for, unique_key
 FROM task WHERE id = ANY(%(ids)s::uuid[]);
 
 -- get_attempts --

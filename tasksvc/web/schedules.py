@@ -6,6 +6,7 @@ import re
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import hdrs, web
 from marshmallow import Schema, ValidationError, fields, post_load, validates
@@ -113,8 +114,8 @@ def _name(request: web.Request) -> str:
 
 def _document(order: TaskOrder) -> dict[str, Any]:
     """The task as the client gave it."""
-    options = order.options._asdict().items()
-    return {"content": order.content} | {name: each for name, each in options if each is not None}
+    options: dict[str, Any] = msgspec.to_builtins(order.options)
+    return {"content": order.content, **options}
 
 
 def _dump(schedule: Schedule) -> bytes:

@@ -22,9 +22,7 @@ from marshmallow.validate import Length, Range, Regexp
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import (
-    DEFAULT_KIND,
     NO_OPTIONS,
-    NOTHING_MORE,
     Filter,
     Options,
     Priority,
@@ -152,8 +150,10 @@ class StepOrder(NamedTuple):
     is_dry: bool
 
 
-_OPTIONS = sorted(Options._fields)
-_options_in_order = attrgetter(*_OPTIONS)
+_encode = msgspec.json.Encoder().encode
+
+_MOMENTS = ("created_at", "updated_at", "run_at", "expires_at", "scheduled_for")
+_moments = attrgetter(*_MOMENTS)
 
 
 class TaskOrder(NamedTuple):
@@ -164,14 +164,13 @@ class TaskOrder(NamedTuple):
 
     def fingerprint(self) -> str:
         """The same for the same order, however it was written, and whichever options come to be."""
-        options = zip(_OPTIONS, _options_in_order(self.options), strict=True)
-        given = {name: value for name, value in options if value is not None}
-        document = orjson.dumps([self.content, given])
-        return hashlib.sha256(document).hexdigest()
+        return hashlib.sha256(_encode(self)).hexdigest()
 
+
+_NOTHING = msgspec.structs.astuple(NO_OPTIONS)
 
 _TASK_CREATE = TaskCreate()
-_QUICK_CREATE = Reader(_TASK_CREATE, ("content", *Options._fields))
+_QUICK_CREATE = Reader(_TASK_CREATE, ("content", *Options.__struct_fields__))
 _TASKS_CREATE = TasksCreate()
 _TASK_SEARCH = TaskSearch()
 _TASKS_STEP = TasksStep()
@@ -267,7 +266,7 @@ def _quick_order(body: bytes | bytearray) -> TaskOrder | None:
     if values is None:
         return None
     content, given = values[0], values[1:]
-    if given == NO_OPTIONS:
+    if given == _NOTHING:
         return TaskOrder(content)
     options = Options(*given)
     if _is_in_utc(options.run_at) and _is_in_utc(options.expires_at) and _is_sound(options):
@@ -310,7 +309,7 @@ def load_task_id(text: str) -> str:
 
 def dump_task(task: Task) -> bytes:
     """A task as JSON: its five first keys always, and of the others those that it has."""
-    return orjson.dumps(_shown(task), option=orjson.OPT_UTC_Z)
+    return _encode(_shown(task))
 
 
 def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> bytes:
@@ -318,7 +317,7 @@ def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> bytes:
     document: dict[str, Any] = {"tasks": [_shown(task) for task in tasks]}
     if next_cursor is not None:
         document["next_cursor"] = next_cursor
-    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+    return _encode(document)
 
 
 def dump_attempts(attempts: Sequence[Attempt]) -> bytes:
@@ -339,51 +338,23 @@ def _shown_attempt(attempt: Attempt) -> dict[str, Any]:
     return document
 
 
-def _shown(task: Task) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "id": task.id,
-        "content": task.content,
-        "status": task.status,
-        "created_at": shown_time(task.created_at),
-        "updated_at": None if task.updated_at is None else shown_time(task.updated_at),
-    }
-    if task[5:] == NOTHING_MORE:
-        return document
-    if task.error is not None:
-        document["error"] = task.error
-    if task.kind != DEFAULT_KIND:
-        document["kind"] = task.kind
-    if task.priority != Priority.NORMAL:
-        document["priority"] = task.priority
-    if task.queue is not None:
-        document["queue"] = task.queue
-    if task.progress is not None:
-        document["progress"] = task.progress
-    if task.result is not None:
-        document["result"] = task.result
-    if task.run_at is not None:
-        document["run_at"] = shown_time(task.run_at)
-    if task.timeout_seconds is not None:
-        document["timeout_seconds"] = task.timeout_seconds
-    if task.expires_at is not None:
-        document["expires_at"] = shown_time(task.expires_at)
-    if task.retry_of is not None:
-        document["retry_of"] = task.retry_of
-    if task.retried_as is not None:
-        document["retried_as"] = task.retried_as
-    if task.schedule is not None:
-        document["schedule"] = task.schedule
-    if task.scheduled_for is not None:
-        document["scheduled_for"] = shown_time(task.scheduled_for)
-    if task.unique_key is not None:
-        document["unique_key"] = task.unique_key
-    return document
+def _shown(task: Task) -> Task:
+    """With all six digits of its times, that whole seconds have too."""
+    for moment in _moments(task):
+        if moment is not None and not moment.microsecond:
+            break
+    else:
+        return task
+    moments = zip(_MOMENTS, _moments(task), strict=True)
+    return msgspec.structs.replace(
+        task, **{name: shown_time(each) for name, each in moments if each is not None}
+    )
 
 
 def shown_time(moment: datetime) -> datetime | str:
     """RFC 3339 in UTC, always with six digits and `Z`. The store's times are in UTC."""
     if moment.microsecond:
-        return moment  # orjson writes it so, unless all six are zeros
+        return moment  # orjson and msgspec write it so, unless all six are zeros
     return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 

@@ -87,7 +87,7 @@ def test_table_has_every_field_with_its_default_and_its_limits(request_line: str
 @pytest.mark.parametrize(
     ("begin", "end", "shown"),
     [
-        ("## A task", "### ", Task._fields),
+        ("## A task", "### ", Task.__struct_fields__),
         ("### `GET /task/{task_id}/attempts`", "### ", Attempt._fields),
         ("## Queues", "### ", Queue._fields),
         ("## Schedules", "## Health", Schedule._fields),

@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from msgspec.structs import asdict
 
 from ops.bench import load, options, paced, plot, report, stores
 from ops.bench.children import BenchError
@@ -42,7 +43,7 @@ def test_all_options_are_given_but_those_that_make_a_task_wait():
 
     given = load_task_create(body.encode()).options
 
-    left_out = {name for name, value in given._asdict().items() if value is None}
+    left_out = {name for name, value in asdict(given).items() if value is None}
     assert left_out == {"delay_seconds", "run_at"}
     assert f"Idempotency-Key: {given.unique_key}" in head.splitlines()
     assert load.NUMBER in given.unique_key

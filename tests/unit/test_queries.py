@@ -75,7 +75,7 @@ def test_rows_are_locked_in_an_order(file: str, store: str) -> None:
 def test_task_of_a_schedule_has_every_option_but_moments() -> None:
     statement = queries.load("schedules.sql")["run_schedules"]
 
-    for option in {*Options._fields} - {"delay_seconds", "run_at", "expires_at"}:
+    for option in {*Options.__struct_fields__} - {"delay_seconds", "run_at", "expires_at"}:
         assert len(re.findall(rf"\b{option}\b", statement)) >= 3, option
 
 
