@@ -36,7 +36,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED) test-tools ## the whole suite, on servers of its own
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-fast: $(INSTALLED) ## the part of the suite that takes a minute or two
+test-fast: $(INSTALLED) ## the part of the suite that takes about a minute
 	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow' tests
 
 check: lint layers types test ## all that has to be right before a commit lands, with a minute of chaos
@@ -67,6 +67,9 @@ bench-full: $(INSTALLED) bench-tools ## the same, and how it grows: ten million 
 
 bench-peers: $(INSTALLED) ## the same beside Celery, arq, SAQ, Procrastinate, BullMQ…: it installs them in .venv-peers
 	$(BIN)/python -m ops.bench.peers
+
+# Without compiled files each of the processes that the tests start would compile everything anew.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 # The monitoring is tested with the real Prometheus, and wrong clocks with libfaketime. Where Debian's packages can't be
 # had, their tests are left out, and say so.

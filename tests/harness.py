@@ -53,6 +53,11 @@ def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+def create_database(url: str, name: str, template: str) -> None:
+    """Files are copied in half the time that it takes to log all that is in them."""
+    query(url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+
+
 def write_python_of_the_readme(folder: Path) -> None:
     """Each block as the file that its first line names."""
     readme = (ROOT / "README.md").read_text("utf-8")

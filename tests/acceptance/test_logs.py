@@ -145,6 +145,7 @@ async def test_content_and_secrets_are_nowhere(
         assert CANARY not in said
 
 
+@pytest.mark.slow
 async def test_secrets_are_nowhere_while_postgres_refuses(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ async def test_secrets_are_nowhere_while_postgres_refuses(
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 async def test_log_level_is_kept(environment: dict[str, str], tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path, environment | {"LOG_LEVEL": "WARNING"})
     service.spawn()

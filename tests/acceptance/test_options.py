@@ -114,6 +114,7 @@ async def test_task_that_starts_in_time_does_not_expire(shared_service: ServiceP
     await ended(shared_service, task["id"], "completed")
 
 
+@pytest.mark.slow
 async def test_backoff_of_a_task(shared_services: Callable[..., ServiceProcess]) -> None:
     service = shared_services(
         TASK_SIMULATED_SECONDS=60, TASK_RETRY_BASE_SECONDS=1e7, TASK_RETRY_MAX_SECONDS=1e7
@@ -158,6 +159,7 @@ async def test_backoff_that_will_not_do_is_named(
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
+@pytest.mark.slow
 async def test_time_limit_and_attempts_of_a_task(
     shared_services: Callable[..., ServiceProcess],
 ) -> None:
@@ -173,6 +175,7 @@ async def test_time_limit_and_attempts_of_a_task(
     }
 
 
+@pytest.mark.slow
 async def test_high_priority_goes_first_and_low_does_not_starve(
     shared_services: Callable[..., ServiceProcess],
 ) -> None:

@@ -12,14 +12,14 @@ from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.conftest import database_named
-from tests.harness import query
+from tests.harness import create_database, query
 from tests.memory import Bell, MemoryStore, MemoryStream
 
 
 @pytest.fixture(scope="session")
 def contract_database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """One database for all, to be emptied: to make one for each test would take much longer."""
-    query(postgres.url, f"CREATE DATABASE contract TEMPLATE {template}")
+    create_database(postgres.url, "contract", template)
     yield database_named(postgres.url, "contract")
     query(postgres.url, "DROP DATABASE contract WITH (FORCE)")
 

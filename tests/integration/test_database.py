@@ -22,7 +22,7 @@ from tasksvc.store import database as database_module
 from tasksvc.store.database import Database, Session
 from tasksvc.store.queries import Prepared
 from tests.conftest import database_named
-from tests.harness import eventually, query
+from tests.harness import create_database, eventually, query
 
 GATE = 7
 """The number of an advisory lock that the test holds in its hand."""
@@ -33,7 +33,7 @@ WAIT_AT_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE})"
 @pytest.fixture(scope="module")
 def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """One for all: these tests are about connections, and each has its own."""
-    query(postgres.url, f"CREATE DATABASE seam TEMPLATE {template}")
+    create_database(postgres.url, "seam", template)
     yield database_named(postgres.url, "seam")
     query(postgres.url, "DROP DATABASE seam WITH (FORCE)")
 

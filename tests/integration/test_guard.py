@@ -12,7 +12,7 @@ import pytest
 from tasksvc.domain.task import FINAL, FOLLOWS, Status
 from tasksvc.embedded import EmbeddedPostgres
 from tests.conftest import database_named
-from tests.harness import query
+from tests.harness import create_database, query
 
 WORKER, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 
@@ -20,7 +20,7 @@ WORKER, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 @pytest.fixture(scope="module")
 def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """One for all: each test looks only at the rows that it has made."""
-    query(postgres.url, f"CREATE DATABASE guarded TEMPLATE {template}")
+    create_database(postgres.url, "guarded", template)
     yield database_named(postgres.url, "guarded")
     query(postgres.url, "DROP DATABASE guarded WITH (FORCE)")
 

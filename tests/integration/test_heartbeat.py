@@ -78,6 +78,7 @@ async def test_handler_of_a_task_that_was_canceled_elsewhere_is_stopped(
     assert first not in worker.service.held
 
 
+@pytest.mark.slow
 async def test_beat_that_hangs_is_given_up_while_there_is_time_for_another(
     make_worker: MakeWorker, database_url: str
 ) -> None:
@@ -101,6 +102,7 @@ async def test_beat_that_hangs_is_given_up_while_there_is_time_for_another(
     assert 2 < seconds <= 3
 
 
+@pytest.mark.slow
 async def test_lock_on_the_tasks_does_not_keep_the_lease_from_being_renewed(
     make_worker: MakeWorker, database_url: str
 ) -> None:

@@ -54,6 +54,7 @@ async def test_every_migration_is_applied_once(empty_url: str) -> None:
     assert query(empty_url, "SELECT count(*) FROM task") == [(0,)]
 
 
+@pytest.mark.slow
 async def test_starters_at_the_same_moment_all_succeed(empty_url: str) -> None:
     for _ in range(5):
         starters = [migrate(Database(empty_url)) for _ in range(4)]

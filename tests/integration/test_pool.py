@@ -58,6 +58,7 @@ async def process_one(service: TaskService) -> None:
     await eventually(lambda: is_completed(service, task.id), 10)
 
 
+@pytest.mark.slow
 async def test_each_loop_starts_again_when_its_asyncio_task_is_killed(start_app: StartApp) -> None:
     app = await start_app(workers=2)
     for loop in app[POOL]._loops():
@@ -69,6 +70,7 @@ async def test_each_loop_starts_again_when_its_asyncio_task_is_killed(start_app:
         await process_one(app[SERVICE])
 
 
+@pytest.mark.slow
 async def test_service_survives_the_killing_of_all_its_asyncio_tasks_at_once(
     start_app: StartApp, rows: Rows
 ) -> None:
@@ -134,6 +136,7 @@ async def test_failing_step_is_tried_again_within_its_own_pause() -> None:
     assert max(pauses) <= 0.25
 
 
+@pytest.mark.slow
 async def test_hung_loop_is_reported(start_app: StartApp) -> None:
     app = await start_app()
     pool = app[POOL]
@@ -232,6 +235,7 @@ async def test_stop_takes_nothing_more_and_lets_what_runs_end(
     assert pool._worker.id is None
 
 
+@pytest.mark.slow
 async def test_what_is_just_being_created_may_end_within_the_grace_period(
     start_app: StartApp, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +260,7 @@ async def test_what_is_just_being_created_may_end_within_the_grace_period(
     assert rows() == [("completed", 1, 0)]
 
 
+@pytest.mark.slow
 async def test_stop_keeps_the_lease_until_all_is_handed_back(
     start_app: StartApp, rows: Rows, store: TaskStore
 ) -> None:

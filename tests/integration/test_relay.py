@@ -91,6 +91,7 @@ async def test_task_that_is_not_due_is_left_alone(worker: Worker, database_url: 
     assert await sweep(worker.publisher) == [1, 0]
 
 
+@pytest.mark.slow
 async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
@@ -108,6 +109,7 @@ async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     assert Counter(published(redis_client, stream_key)) == {lost.id: 1, kept.id: 2}
 
 
+@pytest.mark.slow
 async def test_what_a_consumer_is_just_claiming_is_not_lost(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
@@ -276,6 +278,7 @@ async def test_publication_that_fails_is_taken_back(
     assert published(redis_client, stream_key) == [task.id]
 
 
+@pytest.mark.slow
 async def test_publication_that_can_not_be_taken_back_is_found_by_its_age(
     make_worker: MakeWorker,
     store: TaskStore,

@@ -170,6 +170,7 @@ async def test_nobody_is_charged_before_those_who_live_could_say_so(
     assert rows() == [("processing", 1, 0)] * 2
 
 
+@pytest.mark.slow
 async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:

@@ -411,6 +411,7 @@ async def test_bad_schedule_stops_no_other(
 # The duty.
 
 
+@pytest.mark.slow
 async def test_scheduler_sleeps_until_the_next_is_due_and_is_woken_by_a_put(
     schedules: ScheduleService, database_url: str
 ) -> None:

@@ -156,6 +156,7 @@ async def test_run_that_takes_too_long_is_stopped(
     assert not any(psutil.pid_exists(int(pid)) for _, pid in reported)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sleep-thread", "sleep-process"])
 async def test_time_limit_does_not_count_the_wait_for_a_place(
     executor: Executor, handlers: dict[str, Handler], reported: Reported, kind: str
@@ -170,6 +171,7 @@ async def test_time_limit_does_not_count_the_wait_for_a_place(
     await asyncio.wait(first)
 
 
+@pytest.mark.slow
 async def test_time_limit_does_not_count_the_start_of_a_process(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

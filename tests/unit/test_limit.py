@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
@@ -16,10 +17,15 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-async def test_what_takes_too_long_is_timed_out() -> None:
-    with pytest.raises(TimedOut, match=r"longer than 0\.01 s"), TimeLimit(0.01) as limit:
+async def within(seconds: float, work: Awaitable[None]) -> None:
+    with TimeLimit(seconds) as limit:
         limit.begin()
-        await forever()
+        await work
+
+
+async def test_what_takes_too_long_is_timed_out() -> None:
+    with pytest.raises(TimedOut, match=r"longer than 0\.01 s"):
+        await within(0.01, forever())
 
     task = asyncio.current_task()
     assert task is not None
@@ -28,8 +34,7 @@ async def test_what_takes_too_long_is_timed_out() -> None:
 
 
 async def test_what_is_soon_enough_leaves_no_timer() -> None:
-    with TimeLimit(0.001) as limit:
-        limit.begin()
+    await within(0.001, asyncio.sleep(0))
 
     await asyncio.sleep(0.01)
 
@@ -46,28 +51,24 @@ async def test_no_limit() -> None:
 
 
 async def test_handlers_own_error_goes_on_as_it_is() -> None:
-    with pytest.raises(TimeoutError, match="mine"), TimeLimit(NOW) as limit:
-        limit.begin()
-        raise TimeoutError("mine")
-
-    with pytest.raises(TimeoutError, match="mine"), TimeLimit(NOW) as limit:
-        limit.begin()
+    async def handler() -> None:
         try:
             await forever()
         except asyncio.CancelledError:
             raise TimeoutError("mine") from None
 
+    with pytest.raises(TimeoutError, match="mine"):
+        await within(NOW, handler())
+
 
 @pytest.mark.parametrize("seconds", [NOW, 60.0])
 async def test_cancellation_by_somebody_else_goes_on_as_it_is(seconds: float) -> None:
-    async def limited() -> None:
-        with TimeLimit(seconds) as limit:
-            limit.begin()
-            waiting.set_result(None)
-            await forever()
+    async def handler() -> None:
+        waiting.set_result(None)
+        await forever()
 
     waiting = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(limited())
+    task = asyncio.create_task(within(seconds, handler()))
     await waiting
     task.cancel()
 
