@@ -153,12 +153,14 @@ def canceled_stays_canceled(evidence: Evidence) -> Found:
 
 @invariant
 def finished_before_acknowledged(evidence: Evidence) -> Found:
-    """While nothing is broken, every task that is being processed has its entry in hand. One that
-    started with its create may have none."""
-    started = {each.id for each in evidence.events if each.was is None and each.attempt == 1}
+    """While nothing is broken, every run of a task has its entry in hand until it is finished. One
+    that started with its create may have none, or none yet."""
+    without = {(each.id, 1) for each in evidence.events if each.was is None and each.attempt == 1}
     for sample in evidence.samples:
-        for id in sample.processing - sample.in_hand - started:
-            yield id, "was acknowledged before it was finished"
+        without = {(id, attempt) for id, attempt in without if id not in sample.in_hand}
+        for id, attempt in sample.processing - without:
+            if id not in sample.in_hand:
+                yield id, f"was acknowledged before attempt {attempt} was finished"
 
 
 @invariant

@@ -32,7 +32,7 @@ def sample(world: World, seconds: float) -> list[Sample]:
                 continue
             # What is in both looks was being processed at the moment between them.
             processing = before & _processing(world)
-            samples.append(Sample(frozenset(id for id, _ in processing), frozenset(in_hand)))
+            samples.append(Sample(frozenset(processing), frozenset(in_hand)))
     return samples
 
 

@@ -46,9 +46,10 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look while nothing was broken yet: processing tasks, and those with an entry in hand."""
+    """One look while nothing was broken yet: the tasks that were processing, each with its attempt,
+    and those with an entry in hand."""
 
-    processing: frozenset[str]
+    processing: frozenset[tuple[str, int]]
     in_hand: frozenset[str]
 
 

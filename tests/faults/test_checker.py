@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.audit import AttemptRow, Event, TaskRow
 from tests.faults.checker import check
-from tests.faults.history import Evidence, Operation
+from tests.faults.history import Evidence, Operation, Sample
 
 
 def row(
@@ -58,8 +58,30 @@ INVENTED_ATTEMPT = Evidence(
 WRONG_ATTEMPT = Evidence(rows=[row("a")], events=RUN, attempts=[AttemptRow("a", 1, "lost")])
 
 
-def test_good_evidence_is_green() -> None:
-    assert check(GOOD) == []
+def started(*in_hand: set[str]) -> Evidence:
+    """A task that started with its create, and was seen while it ran."""
+    return Evidence(
+        rows=[row("a")],
+        events=[event("a", None, "processing", 0, 1), event("a", "processing", "canceled", 1, 1)],
+        attempts=[AttemptRow("a", 1, "canceled")],
+        samples=[Sample(frozenset({("a", 1)}), frozenset(each)) for each in in_hand],
+    )
+
+
+NEVER_TOLD = started(set(), set())
+TOLD_LATER = started(set(), {"a"}, {"a"})
+TAKEN_AWAY = started({"a"}, set())
+NEVER_IN_HAND = Evidence(
+    rows=[row("a")],
+    events=RUN,
+    attempts=[AttemptRow("a", 1, "canceled")],
+    samples=[Sample(frozenset({("a", 1)}), frozenset())],
+)
+
+
+@pytest.mark.parametrize("evidence", [GOOD, NEVER_TOLD, TOLD_LATER])
+def test_good_evidence_is_green(evidence: Evidence) -> None:
+    assert check(evidence) == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +95,8 @@ def test_good_evidence_is_green() -> None:
         (UNTOLD_ATTEMPT, "history_is_what_happened"),
         (INVENTED_ATTEMPT, "history_is_what_happened"),
         (WRONG_ATTEMPT, "history_is_what_happened"),
+        (TAKEN_AWAY, "finished_before_acknowledged"),
+        (NEVER_IN_HAND, "finished_before_acknowledged"),
     ],
 )
 def test_bad_evidence_is_red(evidence: Evidence, invariant: str) -> None:
