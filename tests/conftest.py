@@ -82,7 +82,7 @@ def postgres(server_folder: Path) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), persistent=False) as server:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 

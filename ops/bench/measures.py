@@ -53,9 +53,11 @@ class Bench:
     other.
     """
 
-    def __init__(self, folder: Path, options: Options) -> None:
+    def __init__(self, folder: Path, options: Options, *, keeps_redis: bool = False) -> None:
+        """`keeps_redis` is for those who need its data on disk: the service does not."""
         self._folder = folder
         self.options = options
+        self._keeps_redis = keeps_redis
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -64,7 +66,9 @@ class Bench:
                 EmbeddedPostgres(self._folder / "state", announce=_silent)
             )
             self.redis = stack.enter_context(
-                EmbeddedRedis(self._folder / "state", announce=_silent)
+                EmbeddedRedis(
+                    self._folder / "state", announce=_silent, persistent=self._keeps_redis
+                )
             )
             self.echo = stack.enter_context(self.echo_of(CONTENT_BYTES))
             self.taking = stack.enter_context(self.service("taking", workers=0))

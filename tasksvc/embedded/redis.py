@@ -27,7 +27,8 @@ _PORT_TRIES = 5
 
 
 class EmbeddedRedis(Server):
-    """Redis without a password, for this machine alone; what it knows can be lost."""
+    """Redis without a password, for this machine alone; what it knows can be lost, and is kept on
+    disk only if somebody wants it."""
 
     name = "redis"
     title = "Redis"
@@ -41,7 +42,7 @@ class EmbeddedRedis(Server):
         announce: Announce = announce_to_log,
         port: int | None = None,
         options: Mapping[str, str] = MappingProxyType({}),
-        persistent: bool = True,
+        persistent: bool = False,
     ) -> None:
         super().__init__(state_dir, announce)
         self._server = server

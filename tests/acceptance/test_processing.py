@@ -23,7 +23,7 @@ Start = Callable[..., ServiceProcess]
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A Redis that the test may kill."""
-    with EmbeddedRedis(tmp_path / "own-redis", persistent=False) as server:
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
         yield server
 
 

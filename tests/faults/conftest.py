@@ -28,7 +28,7 @@ def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path / "own-redis", persistent=False) as server:
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
         yield server
 
 

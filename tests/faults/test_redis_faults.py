@@ -144,7 +144,7 @@ async def test_replica_that_is_promoted_without_the_tail_loses_nothing(
 ) -> None:
     """Replication is asynchronous: what the old master took last is not there."""
     port = int(own_redis.url.rsplit(":", 1)[1].split("/")[0])
-    with EmbeddedRedis(tmp_path / "replica", persistent=False) as replica:
+    with EmbeddedRedis(tmp_path / "replica") as replica:
         front = start_servant(TASK_CONSUMER_WORKERS=0)
         for _ in range(20):
             front.create()

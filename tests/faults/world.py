@@ -59,7 +59,9 @@ class World:
             with self._clock("postgres"):
                 self.postgres = stack.enter_context(EmbeddedPostgres(self.disk))
             with self._clock("redis"):
-                self.redis = stack.enter_context(EmbeddedRedis(self.folder / "redis"))
+                self.redis = stack.enter_context(
+                    EmbeddedRedis(self.folder / "redis", persistent=True)
+                )
             self._prepare_database()
             where = parse_qs(urlsplit(self.postgres.url).query)
             path = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"

@@ -142,7 +142,7 @@ def stream_key(redis_prefix: str) -> str:
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A Redis that the test may break."""
-    with EmbeddedRedis(tmp_path / "own-redis", persistent=False) as server:
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
         yield server
 
 

@@ -44,7 +44,7 @@ import json, sys, threading
 from pathlib import Path
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 postgres = EmbeddedPostgres(Path(sys.argv[1]), options={"fsync": "off"})
-redis = EmbeddedRedis(Path(sys.argv[1]))
+redis = EmbeddedRedis(Path(sys.argv[1]), persistent=True)
 def start():
     postgres.start(), redis.start()
     facts = {"pids": [postgres.pid, redis.pid], "urls": [postgres.url, redis.url]}
@@ -354,7 +354,8 @@ def test_orphans_are_taken_over(state: Path, frozen: bool) -> None:
 
 
 def assert_taken_over(state: Path) -> None:
-    with EmbeddedPostgres(state, options=UNSAFE) as postgres, EmbeddedRedis(state) as cache:
+    kept = EmbeddedRedis(state, persistent=True)
+    with EmbeddedPostgres(state, options=UNSAFE) as postgres, kept as cache:
         assert "from the late owner" in notes(postgres.url)
         with client(cache.url) as connection:
             assert connection.get("from") == "the late owner"
@@ -583,26 +584,27 @@ def test_redis_answers_on_loopback_alone(cache: EmbeddedRedis) -> None:
         assert connection.ping()
         assert connection.config_get("bind") == {"bind": "127.0.0.1"}
         assert connection.config_get("save") == {"save": ""}
-        assert connection.config_get("appendonly") == {"appendonly": "yes"}
+        assert connection.config_get("appendonly") == {"appendonly": "no"}
         assert connection.info("server")["process_id"] == cache.pid
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_redis_keeps_data_and_port(cache: EmbeddedRedis, end: str) -> None:
-    url, pid = cache.url, cache.pid
-    with client(url) as connection:
-        connection.set("key", "value")
-    getattr(cache, end)()
-    assert_gone(pid)
-    cache.start()
+def test_redis_keeps_data_if_it_is_to_and_its_port(tmp_path: Path, end: str) -> None:
+    with EmbeddedRedis(tmp_path, persistent=True) as server:
+        url, pid = server.url, server.pid
+        with client(url) as connection:
+            connection.set("key", "value")
+        getattr(server, end)()
+        assert_gone(pid)
+        server.start()
 
-    assert cache.url == url
-    with client(url) as connection:
-        assert connection.get("key") == "value"
+        assert server.url == url
+        with client(url) as connection:
+            assert connection.get("key") == "value"
 
 
-def test_redis_without_persistence_forgets(tmp_path: Path) -> None:
-    with EmbeddedRedis(tmp_path, persistent=False) as server, client(server.url) as connection:
+def test_redis_forgets(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server, client(server.url) as connection:
         connection.set("key", "value")
         server.stop()
         server.start()

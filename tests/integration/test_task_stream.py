@@ -35,7 +35,7 @@ def new_ids(count: int) -> list[str]:
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """A Redis that may be broken, as long as it is mended."""
-    with EmbeddedRedis(tmp_path_factory.mktemp("own-redis"), persistent=False) as server:
+    with EmbeddedRedis(tmp_path_factory.mktemp("own-redis")) as server:
         yield server
 
 

@@ -194,10 +194,13 @@ def test_temporary_files_of_handlers_stay_out_of_the_volume():
     assert "docker run --read-only --tmpfs /tmp " in (ROOT / "docs/operations.md").read_text()
 
 
-def test_compose_keeps_redis_on_disk():
-    command = load("docker-compose.yml")["services"]["redis"]["command"]
+def test_compose_keeps_nothing_of_redis():
+    redis = load("docker-compose.yml")["services"]["redis"]
 
-    assert "--appendonly yes" in " ".join(command)
+    assert redis["command"][1:3] == ["--save", ""]
+    assert "--appendonly" not in redis["command"]
+    assert redis["tmpfs"] == ["/data"]
+    assert "volumes" not in redis
 
 
 def test_who_stops_the_service_waits_longer_than_it_needs(monkeypatch):

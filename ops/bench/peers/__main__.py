@@ -89,7 +89,7 @@ def _measure(
     progress = Progress(_expected_seconds(options, rounds, peers))
     measured: list[report.Round] = []
     progress.say("starting PostgreSQL, Redis, the echo and the service")
-    with Bench(folder, options) as bench, ExitStack() as stack:
+    with Bench(folder, options, keeps_redis=True) as bench, ExitStack() as stack:
         subjects = _own(bench)
         for peer in peers:
             if peer.name in failed:
