@@ -36,7 +36,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED) test-tools ## the whole suite, on servers of its own
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-fast: $(INSTALLED) ## the part of the suite that takes about a minute
+test-fast: $(INSTALLED) ## the part of the suite that takes a minute and some
 	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow' tests
 
 check: lint layers types test ## all that has to be right before a commit lands, with a minute of chaos

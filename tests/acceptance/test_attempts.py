@@ -158,7 +158,6 @@ async def test_long_and_hostile_traceback_is_cut_and_kept(shop: ServiceProcess) 
         assert each["traceback"].endswith("xxx\n")
 
 
-@pytest.mark.slow
 async def test_worker_that_stops_and_one_that_dies(start_service: Start) -> None:
     sleeping = {"TASK_SIMULATED_SECONDS": 60, "TASKSVC_GRACE_SECONDS": 0}
     stopped = start_service(**sleeping)

@@ -210,7 +210,6 @@ async def test_health_of_what_does_not_speak_http() -> None:
     assert re.fullmatch(r"Error: [^\n]+\n", done.stderr)
 
 
-@pytest.mark.slow
 async def test_one_process_serves_only_and_another_consumes_only(start_service: Start) -> None:
     front = start_service(TASK_CONSUMER_WORKERS=0)
     id = front.create()["id"]
@@ -268,7 +267,6 @@ def spawn_in_a_group_of_its_own(folder: Path, env: dict[str, str]) -> subprocess
         )
 
 
-@pytest.mark.slow
 async def test_embedded_servers_keep_their_data(tmp_path: Path, free_port: int) -> None:
     """Also over a kill -9, and a Ctrl-C that reaches the whole process group."""
     env = clean_environment(

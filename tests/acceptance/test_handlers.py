@@ -120,7 +120,6 @@ async def test_cancel_ends_a_process(shop: ServiceProcess) -> None:
     await eventually(lambda: not psutil.pid_exists(pid), 3)
 
 
-@pytest.mark.slow
 async def test_process_of_a_handler_does_not_outlive_the_service(start_service: Start) -> None:
     service = start_service(TASKSVC_HANDLERS=SHOP)
     id = create(service, "sleep-process", "60")
@@ -132,7 +131,6 @@ async def test_process_of_a_handler_does_not_outlive_the_service(start_service: 
     await eventually(lambda: not psutil.pid_exists(pid), 3)
 
 
-@pytest.mark.slow
 async def test_thread_that_goes_on_does_not_hold_the_shutdown(start_service: Start) -> None:
     service = start_service(TASKSVC_HANDLERS=SHOP, TASKSVC_GRACE_SECONDS=0.1)
     id = create(service, "sleep-thread", "60")
@@ -144,7 +142,6 @@ async def test_thread_that_goes_on_does_not_hold_the_shutdown(start_service: Sta
     assert query(url, "SELECT status, failures FROM task") == [("pending", 0)]
 
 
-@pytest.mark.slow
 async def test_process_takes_only_kinds_that_it_has(start_service: Start) -> None:
     plain = start_service(TASKSVC_RELAY_SECONDS=0.1)
     shop = start_service(TASKSVC_HANDLERS=SHOP, TASKSVC_RELAY_SECONDS=0.1)
@@ -158,7 +155,6 @@ async def test_process_takes_only_kinds_that_it_has(start_service: Start) -> Non
     assert query(plain.env["DATABASE_URL"], "SELECT DISTINCT failures FROM task") == [(0,)]
 
 
-@pytest.mark.slow
 async def test_kind_that_nobody_serves_any_more_waits(start_service: Start) -> None:
     shop = start_service(TASKSVC_HANDLERS=SHOP, TASK_CONSUMER_WORKERS=0)
     id = create(shop, "greet")
@@ -169,7 +165,6 @@ async def test_kind_that_nobody_serves_any_more_waits(start_service: Start) -> N
     assert plain.task(id)["status"] == "pending"
 
 
-@pytest.mark.slow
 async def test_task_is_delivered_over_http(start_service: Start) -> None:
     seen: list[dict[str, str]] = []
 

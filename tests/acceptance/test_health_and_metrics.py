@@ -196,7 +196,6 @@ async def test_series_stop_growing(shared_service: ServiceProcess) -> None:
     assert ask() == ask()
 
 
-@pytest.mark.slow
 async def test_task_status_follows_every_change_in_every_process(start_service: Start) -> None:
     first = start_service(TASK_CONSUMER_WORKERS=0)
     second = start_service(TASK_CONSUMER_WORKERS=0)

@@ -67,7 +67,6 @@ async def test_key_that_will_not_do(shared_service: ServiceProcess, key: str) ->
     assert create(shared_service, key).status == 400
 
 
-@pytest.mark.slow
 async def test_creates_at_the_same_moment_in_two_processes_make_one_task(
     start_service: Callable[..., ServiceProcess],
 ) -> None:

@@ -308,7 +308,6 @@ async def test_there_are_a_thousand_at_most(service: ServiceProcess) -> None:
     assert len(answer.json()["schedules"]) == 1000
 
 
-@pytest.mark.slow
 async def test_each_moment_has_one_task_though_processes_die(start_service: Start) -> None:
     """Three of them are due together, again and again, and one of them is killed."""
     services = [start_service() for _ in range(3)]

@@ -84,7 +84,6 @@ def test_service_that_does_not_start_says_why() -> None:
         pass
 
 
-@pytest.mark.slow
 def test_service_ends_with_the_tests_however_they_end(tmp_path: Path) -> None:
     source = """
 import time

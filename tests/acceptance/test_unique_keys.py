@@ -138,7 +138,6 @@ async def test_retry_keeps_the_key_and_conflicts_with_another_live_task(
     assert create(idle, "u").json()["id"] == retried.json()["id"]
 
 
-@pytest.mark.slow
 async def test_creates_at_the_same_moment_in_two_processes(
     start_service: Callable[..., ServiceProcess],
 ) -> None:

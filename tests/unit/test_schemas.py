@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from tasksvc.domain.errors import TaskNotFound
-from tasksvc.domain.task import Options, Status, Task
+from tasksvc.domain.task import Options, Priority, Status, Task
 from tasksvc.web.problems import Problem
 from tasksvc.web.schemas import TaskOrder, dump_task, load_task_create, load_task_id
 
@@ -115,6 +115,12 @@ def test_fingerprint_is_of_what_is_asked_for() -> None:
     assert TaskOrder("x", Options(max_attempts=2)).fingerprint() == (
         hashlib.sha256(b'["x",{"max_attempts":2}]').hexdigest()
     )
+    many = Options(kind="k", expires_at=MOMENT, priority=Priority.HIGH, retry_max_seconds=1.0)
+    written = (
+        b'["x",{"kind":"k","expires_at":"2024-10-28T08:04:08.990161Z","priority":"high",'
+        b'"retry_max_seconds":1.0}]'
+    )
+    assert TaskOrder("x", many).fingerprint() == hashlib.sha256(written).hexdigest()
     assert (
         TaskOrder("x").fingerprint() != TaskOrder("x", Options(retry_max_seconds=0)).fingerprint()
     )
