@@ -217,7 +217,7 @@ class TaskService:
         """
         tasks = [self.new_task(content, None, options) for content, options in orders]
         self._special_creates.check_room()
-        created = await self._special_creates.join_all(tasks)
+        created = await self._special_creates.join_whole(tasks)
         return [each.task for each in created]
 
     async def retry(self, id: str) -> Task:

@@ -20,6 +20,7 @@ from tasksvc.domain.errors import (
     LeaseLost,
     StoreUnavailable,
     StreamUnavailable,
+    TaskServiceError,
     Unavailable,
 )
 from tasksvc.domain.outcome import Finish
@@ -190,7 +191,8 @@ class WorkerService:
         self._held.update(dict.fromkeys(wanted))
         claims: list[Claim] = []
         try:
-            claims = [claim for claim in await self._claims.join_all(wanted) if claim is not None]
+            found = await self._claims.join_all(wanted)
+            claims = [claim for claim in found if isinstance(claim, Claim)]
         except BaseException:
             self._doubt()
             raise
@@ -248,6 +250,8 @@ class WorkerService:
         """Writes what the attempts came to, where they are still the current ones."""
         written = await self._finishes.join_all(finishes)
         for finish, is_written in zip(finishes, written, strict=True):
+            if isinstance(is_written, TaskServiceError):
+                raise is_written
             self.drop(finish.id)
             self._count(finish, is_written)
             if finish.outcome.status is Status.PENDING:

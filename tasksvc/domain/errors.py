@@ -14,6 +14,7 @@
     ├── InvalidCron           this is no cron expression, or it never comes
     ├── UniqueKeyTaken        another live task has its unique key
     ├── ContentRefused        PostgreSQL does not take this value
+    ├── Unreadable            what PostgreSQL has can't be read
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
         ├── StoreUnavailable      PostgreSQL is away, or too slow
@@ -89,6 +90,10 @@ class ContentRefused(TaskServiceError):
 
 class AlreadyThere(ContentRefused):
     """The database has a row with this key."""
+
+
+class Unreadable(TaskServiceError):
+    """What the database has can't be read."""
 
 
 class MigrationFailed(TaskServiceError):

@@ -20,10 +20,14 @@ from tasksvc.domain.errors import (
     Overloaded,
     StoreUnavailable,
     TaskServiceError,
+    Unreadable,
 )
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_ABOUT_AN_ITEM = (ContentRefused, Unreadable)
+"""What fails a statement because of one of its items: without that one it would pass."""
 
 
 class _Entry(NamedTuple):
@@ -32,13 +36,26 @@ class _Entry(NamedTuple):
     items: Sequence[Any]
     weight: int
     results: asyncio.Future[Any]
-    is_one: bool
+    is_one: bool = False
     """Its result is the one of its item, rather than a list."""
+    is_whole: bool = False
+    """Its items are written by one statement, or none of them is."""
+
+    def pieces(self) -> Sequence[Sequence[Any]]:
+        """What a statement may leave out."""
+        return [self.items] if self.is_whole else [[item] for item in self.items]
+
+
+class _Failed(NamedTuple):
+    """In the place of a result: the statement failed, and not because of an item."""
+
+    error: Exception
 
 
 class Group(Generic[Item, Result]):
     """One kind of statement. `write` takes many items and gives one result for each, in order; an
-    error among them is raised to whoever brought its item.
+    error among them is the result of its item alone. When it raises ContentRefused or Unreadable,
+    the items are halved until the culprits stand alone: the others are written.
 
     An item counts as `weigh` says, or as one: a group holds `max_size`, the line `max_waiting`.
     The statement runs in an asyncio task of the group's own: a caller that is canceled or goes away
@@ -71,6 +88,7 @@ class Group(Generic[Item, Result]):
         Raises:
             Overloaded: the waiting line is full; nothing was done.
             ContentRefused: the database does not take this very item.
+            Unreadable: what it has of this very item can't be read.
             StoreUnavailable: and anything else that `write` raises, or gives for the item.
         """
         self.check_room()
@@ -81,23 +99,33 @@ class Group(Generic[Item, Result]):
         if self._weight >= self._max_waiting:
             raise Overloaded
 
-    def join_all(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
-        """The results of many items, in order; they stay together.
+    def join_all(
+        self, items: Sequence[Item]
+    ) -> asyncio.Future[Sequence[Result | TaskServiceError]]:
+        """The results of many items, in order; an error is the result of its item.
 
-        For callers that are bounded by themselves: it never raises Overloaded.
+        For callers that are bounded by themselves: it never raises Overloaded. The future raises
+        StoreUnavailable, and anything else that `write` raises about no single item.
         """
-        return self._enter(items, is_one=False)
+        return self._enter(items)
+
+    def join_whole(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
+        """The same for items that are written together or not at all: the future raises the first
+        of their errors."""
+        return self._enter(items, is_whole=True)
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
-    def _enter(self, items: Sequence[Item], *, is_one: bool) -> asyncio.Future[Any]:
+    def _enter(
+        self, items: Sequence[Item], *, is_one: bool = False, is_whole: bool = False
+    ) -> asyncio.Future[Any]:
         weight = len(items) if self._weigh is None else sum(map(self._weigh, items))
         # A bare future: to resume a coroutine for each caller would cost more than its statement.
         results: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Entry(items, weight, results, is_one))
+        self._waiting.append(_Entry(items, weight, results, is_one, is_whole))
         self._weight += weight
         if self._writer is None:
             self._start_writer()
@@ -138,30 +166,50 @@ class Group(Generic[Item, Result]):
         return group
 
     async def _commit(self, group: list[_Entry]) -> None:
+        results: Sequence[Any]
         try:
             results = await self._write([item for entry in group for item in entry.items])
-        except ContentRefused as error:
-            # One bad item must not fail its neighbours: halve until the culprit stands alone.
-            if len(group) == 1:
-                _fail(group, error)
-            else:
-                middle = len(group) // 2
-                await self._commit(group[:middle])
-                await self._commit(group[middle:])
+        except _ABOUT_AN_ITEM as error:
+            results = await self._halve(
+                [piece for entry in group for piece in entry.pieces()], error
+            )
         except Exception as error:
             _fail(group, error)
-        else:
-            start = 0
-            for entry in group:
-                end = start + len(entry.items)
-                if not entry.results.done():
-                    _give(entry, results[start:end])
-                start = end
+            return
+        start = 0
+        for entry in group:
+            end = start + len(entry.items)
+            if not entry.results.done():
+                _give(entry, results[start:end])
+            start = end
+
+    async def _halve(self, pieces: Sequence[Sequence[Item]], error: Exception) -> list[Any]:
+        """One result for each item of the pieces, which failed together. One bad item must not fail
+        its neighbours: they are halved until the culprit stands alone."""
+        if len(pieces) == 1:
+            return [_own(error) for _ in pieces[0]]
+        middle = len(pieces) // 2
+        return [
+            *await self._write_pieces(pieces[:middle]),
+            *await self._write_pieces(pieces[middle:]),
+        ]
+
+    async def _write_pieces(self, pieces: Sequence[Sequence[Item]]) -> Sequence[Any]:
+        items = [item for piece in pieces for item in piece]
+        try:
+            return await self._write(items)
+        except _ABOUT_AN_ITEM as error:
+            return await self._halve(pieces, error)
+        except Exception as error:
+            return [_Failed(error) for _ in items]
 
 
 def _give(entry: _Entry, results: Sequence[Any]) -> None:
     for result in results:
-        if isinstance(result, TaskServiceError):
+        if isinstance(result, _Failed):
+            entry.results.set_exception(_own(result.error))
+            return
+        if isinstance(result, TaskServiceError) and (entry.is_one or entry.is_whole):
             entry.results.set_exception(result)
             return
     entry.results.set_result(results[0] if entry.is_one else results)
@@ -170,5 +218,9 @@ def _give(entry: _Entry, results: Sequence[Any]) -> None:
 def _fail(group: list[_Entry], error: Exception) -> None:
     for entry in group:
         if not entry.results.done():
-            # A copy for each: a shared exception collects everybody's traceback.
-            entry.results.set_exception(copy(error).with_traceback(error.__traceback__))
+            entry.results.set_exception(_own(error))
+
+
+def _own(error: Exception) -> Exception:
+    """A copy: an exception that many share collects everybody's traceback."""
+    return copy(error).with_traceback(error.__traceback__)

@@ -15,6 +15,7 @@ from tasksvc.domain.errors import (
     StoreUnavailable,
     TaskNotFound,
     TaskServiceError,
+    Unreadable,
 )
 from tasksvc.store.group import Group
 from tests.harness import eventually
@@ -138,6 +139,58 @@ async def test_refused_item_fails_alone(
     assert [each for each in found if isinstance(each, str)] == [
         f"wrote {item}" for item in [0, *items] if item >= 0
     ]
+
+
+@pytest.mark.parametrize("error", [ContentRefused, Unreadable])
+async def test_refused_item_is_alone_among_the_items_of_one_caller_too(
+    error: type[TaskServiceError],
+) -> None:
+    async def write(items: list[int]) -> Sequence[str]:
+        if min(items) < 0:
+            raise error
+        return [f"wrote {item}" for item in items]
+
+    found = await Group("test", write).join_all([1, 2, -3, 4, -5])
+
+    assert [each if isinstance(each, str) else type(each) for each in found] == [
+        "wrote 1",
+        "wrote 2",
+        error,
+        "wrote 4",
+        error,
+    ]
+
+
+async def test_caller_whose_items_are_one_whole_gets_all_or_nothing(
+    group: Group[int, str], writer: Writer
+) -> None:
+    writer.gate.clear()
+    first = group.join(0)
+    await eventually(lambda: writer.groups)
+    refused, taken, beside = group.join_whole([1, -2]), group.join_whole([3, 4]), group.join(5)
+    writer.gate.set()
+
+    with pytest.raises(ContentRefused):
+        await refused
+    assert await taken == ["wrote 3", "wrote 4"]
+    assert [await first, await beside] == ["wrote 0", "wrote 5"]
+    assert [1] not in writer.groups
+
+
+async def test_database_that_goes_away_while_a_culprit_is_looked_for_fails_the_rest_alone() -> None:
+    async def write(items: list[int]) -> Sequence[str]:
+        if 3 in items and len(items) < 4:
+            raise StoreUnavailable
+        if min(items) < 0:
+            raise ContentRefused
+        return [f"wrote {item}" for item in items]
+
+    group: Group[int, str] = Group("test", write)
+    alone, many = group.join(1), group.join_all([-2, 3, 4])
+
+    assert await alone == "wrote 1"
+    with pytest.raises(StoreUnavailable):
+        await many
 
 
 async def test_refused_item_among_many_takes_few_statements(
@@ -296,10 +349,13 @@ async def test_error_among_the_results_is_of_its_item_alone() -> None:
         return [TaskNotFound() if item < 0 else f"wrote {item}" for item in items]
 
     group: Group[int, str] = Group("test", write)
-    alone, beside, together = group.join(-1), group.join(1), group.join_all([2, -2])
+    alone, beside, together = group.join(-1), group.join(1), group.join_whole([2, -2])
+    each = await group.join_all([3, -3])
 
     with pytest.raises(TaskNotFound):
         await alone
     assert await beside == "wrote 1"
     with pytest.raises(TaskNotFound):
         await together
+    assert each[0] == "wrote 3"
+    assert isinstance(each[1], TaskNotFound)
