@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +17,7 @@ from tasksvc.consumers.heartbeat import Heartbeat
 from tasksvc.consumers.janitor import Janitor
 from tasksvc.consumers.listener import Listener
 from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.places import Places, share_out
 from tasksvc.consumers.pool import ConsumerPool
 from tasksvc.consumers.relay import Relay
 from tasksvc.consumers.rescuer import Rescuer
@@ -69,13 +70,14 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()}
     if delivery is not None:
         attempts[http.KIND] = None
-    stream = _stream(settings, attempts)
+    ways = {each.run_in for each in declared.values()} - {"loop"}
+    stream = _stream(settings, attempts, settings.workers and settings.workers + len(ways))
     services = _services(settings, database, stream, metrics, attempts)
     kinds = _kinds(settings, services.worker, declared)
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    pool = _pool(settings, services, stream, metrics, kinds)
+    pool = _pool(settings, services, stream, metrics, kinds, _places(settings, kinds))
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
@@ -115,14 +117,14 @@ def open_database(settings: Settings) -> Database:
     )
 
 
-def _stream(settings: Settings, kinds: Iterable[str]) -> TaskStream:
+def _stream(settings: Settings, kinds: Iterable[str], consumers: int) -> TaskStream:
     assert settings.redis_url is not None
     return TaskStream(
         settings.redis_url,
         prefix=settings.redis_prefix,
-        readers=settings.workers + 1,
+        readers=consumers + 1,
         # Together the consumers make about one blocked read a second.
-        block_seconds=min(5.0, max(1.0, settings.workers)),
+        block_seconds=min(5.0, max(1.0, consumers)),
         max_entries=settings.stream_max_entries,
         kinds=kinds,
     )
@@ -207,21 +209,38 @@ def _kinds(
     return {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
 
 
+def _places(settings: Settings, kinds: Mapping[str, Kind]) -> Sequence[Places]:
+    """Those of each consumer; none in a process that only accepts and serves."""
+    if not settings.workers:
+        return []
+    totals = {
+        "loop": settings.concurrency,
+        "thread": settings.threads,
+        "process": settings.processes,
+    }
+    ways = {name: (kind.run_in, kind.concurrency) for name, kind in kinds.items()}
+    return share_out(ways, totals, settings.workers)
+
+
 def _pool(
     settings: Settings,
     services: _Services,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, Kind],
+    places: Sequence[Places],
 ) -> ConsumerPool:
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
     executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
     running = Running()
     services.worker.on_lost = running.stop
     consumers = [
-        Consumer(number, settings.concurrency, services.worker, stream, executor, running)
-        for number in range(1, settings.workers + 1)
+        Consumer(number, own, services.worker, stream, executor, running)
+        for number, own in enumerate(places, 1)
     ]
+    services.worker.starting_kinds = frozenset(
+        name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
+    )
     relay = Loop(Relay(services.publisher, settings.relay_seconds))
     services.publisher.on_due_in = relay.wake_in
     scheduler = Loop(Scheduler(services.schedules))
@@ -244,6 +263,7 @@ def _pool(
         services.worker, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
     )
     services.worker.on_new = pool.reserve
+    metrics.before_scrape(lambda: metrics.set_places(pool.places(), 0))
     duties.append(Loop(Watchdog(pool.stalled, metrics)))
     return pool
 

@@ -100,6 +100,7 @@ class Metrics:
     def __init__(self, version: str) -> None:
         self._registry = Registry()
         self._counts: list[Count] = []
+        self._collectors: list[Callable[[], None]] = []
         self._process = psutil.Process()
 
         # The user's own.
@@ -170,6 +171,15 @@ class Metrics:
             "tasksvc_group_commit_size", "Tasks in one statement", _SIZES
         )
         self._running = self._gauge("tasksvc_running", "Handlers that run in this process")
+        self._places = self._gauge(
+            "tasksvc_places", "Tasks that may run at a time, by where their handlers run"
+        )
+        self._places_in_use = self._gauge(
+            "tasksvc_places_in_use", "Places that a task has, by where its handler runs"
+        )
+        self._threads_lingering = self._gauge(
+            "tasksvc_threads_lingering", "Threads that go on although their task is over"
+        )
         self._stream_depth = self._gauge("tasksvc_stream_depth", "Entries in the stream")
         self._stream_pending = self._gauge(
             "tasksvc_stream_pending", "Entries of the stream that a consumer has in hand"
@@ -246,11 +256,25 @@ class Metrics:
     def set_running(self, tasks: int) -> None:
         self._running.set(_NONE, tasks)
 
+    def set_places(self, places: Mapping[str, tuple[int, int]], lingering: int) -> None:
+        """Of each way to run handlers, how many places there are and how many are in use; and the
+        threads that go on although their task is over."""
+        for run_in, (total, in_use) in places.items():
+            self._places.set({"run_in": run_in}, total)
+            self._places_in_use.set({"run_in": run_in}, in_use)
+        self._threads_lingering.set(_NONE, lingering)
+
+    def before_scrape(self, collect: Callable[[], None]) -> None:
+        """Calls the function before each scrape, to bring what it knows up to date."""
+        self._collectors.append(collect)
+
     def set_event_loop_lag(self, seconds: float) -> None:
         self._event_loop_lag_seconds.set(_NONE, seconds)
 
     def render(self, accept: list[str]) -> tuple[bytes, dict[str, str]]:
         """The exposition of all that is known now, and its headers."""
+        for collect in self._collectors:
+            collect()
         for count in self._counts:
             count.collect()
         self._task_processing_duration.add_up(self._attempt_seconds)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +101,8 @@ class WorkerService:
         self._must_settle = False
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
+        self.starting_kinds: Collection[str] = frozenset(kinds)
+        """Those whose tasks may start where they are created."""
         self.on_new: Callable[[int], Take | None] = lambda count: None
         """Asked to keep places for so many tasks that are about to be created. Only a consumer that
         has nothing else to do does it."""
@@ -178,9 +180,16 @@ class WorkerService:
         """The tasks that this process holds, with their attempts."""
         return {id: claim.attempt for id, claim in self._held.items() if claim is not None}
 
-    async def find_due(self, limit: int) -> list[str]:
-        """Tasks to claim while there is no stream."""
-        return await self._store.find_due_tasks(limit, self._kinds)
+    async def find_due(self, limit: int, rooms: Mapping[str, int]) -> list[str]:
+        """Tasks to claim while there is no stream: at most `limit`, of the kinds that have room,
+        and of each at most that many."""
+        rooms = dict(rooms)
+        ids = []
+        for id, kind in await self._store.find_due_tasks(limit, rooms):
+            if rooms[kind] > 0:
+                rooms[kind] -= 1
+                ids.append(id)
+        return ids
 
     async def claim(self, ids: Sequence[str]) -> list[Claim]:
         """Those of the ids that this worker holds from now on; the rest is nobody's concern here:
@@ -207,11 +216,11 @@ class WorkerService:
         """While tasks are inserted: if a consumer here waits for any, they need not go through the
         stream first, nor be claimed by a statement of their own."""
         worker_id = self.id
-        take = None if worker_id is None else self.on_new(len(tasks))
+        ids = [] if worker_id is None else [task.id for task in tasks if self._may_start(task)]
+        take = self.on_new(len(ids)) if ids else None
         if take is None or worker_id is None:
             yield Taking(None)
             return
-        ids = [task.id for task in tasks if self._may_start(task)]
         taking = Taking(Hold(worker_id, frozenset(ids)))
         claims: Sequence[Claim] = ()
         run_again = self._store.claims_run_again
@@ -238,6 +247,11 @@ class WorkerService:
         that it does not serve, or of queues that let none start."""
         if self.id is not None and await self._store.unpublish_refused_tasks(self.id, ids):
             self._publisher.on_due_in(0.0)  # a queue may have got room since
+
+    async def put_back(self, ids: Sequence[str]) -> None:
+        """Lets the relay publish tasks again that this process was given and has no place for."""
+        await self._store.unpublish_tasks(ids)
+        self._publisher.on_due_in(0.0)
 
     async def report(self, claim: Claim, fraction: float, message: str) -> None:
         """Keeps how far a run has come, if it is still the current one. Raises nothing when
@@ -321,7 +335,7 @@ class WorkerService:
         return (
             task.is_published
             and not task.options.waits
-            and (task.options.kind or DEFAULT_KIND) in self._kinds
+            and (task.options.kind or DEFAULT_KIND) in self.starting_kinds
         )
 
     def _keep(self, claims: Iterable[Claim]) -> None:

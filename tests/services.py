@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tasksvc.domain.task import DEFAULT_KIND
@@ -34,8 +34,9 @@ class Services:
         lease_seconds: float = 5.0,
         lost_margin_seconds: float = 0.5,
         max_attempts: int = 3,
+        kinds: Mapping[str, int | None] | None = None,
     ) -> Services:
-        kinds = {DEFAULT_KIND: None}
+        kinds = kinds or {DEFAULT_KIND: None}
         bounds = {"group_size": 100, "max_waiting": 1000}
         publisher = Publisher(store, stream, metrics, lost_margin_seconds=lost_margin_seconds)
         worker = WorkerService(

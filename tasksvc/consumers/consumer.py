@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import structlog
 
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.loop import Loop
+from tasksvc.consumers.places import Places
 from tasksvc.consumers.running import Run, Running, StopReason
-from tasksvc.domain.errors import LeaseLost, StreamUnavailable
+from tasksvc.domain.errors import LeaseLost, StreamUnavailable, Unavailable
 from tasksvc.domain.outcome import RELEASED, Finish, Outcome
 from tasksvc.domain.task import Claim, Lane
 from tasksvc.stream.task_stream import Entry, TaskStream
@@ -45,12 +46,12 @@ _STREAM_RETRY_SECONDS = 1.0
 
 
 class Consumer:
-    """One reader of the group, under a name of its own, with so many places for runs."""
+    """One reader of the group, under a name of its own, with places for runs of its kinds."""
 
     def __init__(
         self,
         number: int,
-        places: int,
+        places: Places,
         worker: WorkerService,
         stream: TaskStream,
         executor: Executor,
@@ -58,11 +59,10 @@ class Consumer:
     ) -> None:
         self.name = f"consumer-{number}"
         self.pause_seconds = 0.0
+        self.places = places
         self._number = number
-        self._places = places
-        self._free = places
         # While one half's results are written, the other half is claimed; but not in small groups.
-        self._most_at_once = max(places // 2, min(places, _SMALL_GROUP))
+        self._most_at_once = max(places.total // 2, min(places.total, _SMALL_GROUP))
         self._at_once = min(self._most_at_once, _SMALL_GROUP)
         self._worker = worker
         self._stream = stream
@@ -75,6 +75,9 @@ class Consumer:
         self._is_drained = False  # the stream had nothing; while it takes nothing, the store may
         self._untold: dict[str, Run] = {}
         self._telling: asyncio.Task[None] | None = None
+        self._asked_kinds: Collection[str] = ()  # of the read that is under way
+        self._missed_kinds: set[str] = set()  # of which a place became free during that read
+        self._taking_missed: asyncio.Task[None] | None = None
         self._finisher = _Finisher(self)
         self.reading = Loop(self)
         self.finishing = Loop(self._finisher)
@@ -82,16 +85,24 @@ class Consumer:
     @property
     def is_idle(self) -> bool:
         """Nothing runs, and all that ended is written."""
-        return self._free == self._places and self._telling is None
+        return not (self.places.in_use or self._telling or self._taking_missed)
 
     @property
     def _room(self) -> int:
         """How many tasks to take next."""
-        return min(self._free, self._at_once)
+        return min(self.places.free, self._at_once)
+
+    @property
+    def _spare(self) -> int:
+        """Free places beside those for what the read that is under way may bring."""
+        given = self._stream.waiting.get(self._number)
+        return self.places.free - (self._at_once if given is None else given)
 
     async def run_once(self) -> int:
         """Takes as many tasks as there is room for; how many."""
-        if self._free == 0:
+        if self._taking_missed is not None:
+            await asyncio.wait([self._taking_missed])
+        if self._room == 0 or not self.places.rooms():
             self.pause_seconds = _WAIT_SECONDS
             return 0
         self.pause_seconds = 0.0  # a blocked read is the pause
@@ -114,13 +125,11 @@ class Consumer:
 
     def reserve(self, count: int) -> Take | None:
         """Keeps places for tasks that are about to be created; None if others wait for them, or if
-        it has none beside those for what it may be given meanwhile."""
-        given = self._stream.waiting.get(self._number)
-        is_idle = given is not None or self._has_all
-        room = self._free - (self._at_once if given is None else given)
-        if self.reading.is_stopping or not is_idle or count > min(_FEW, room):
+        it has none to spare."""
+        is_idle = self._number in self._stream.waiting or self._has_all
+        if self.reading.is_stopping or not is_idle or count > min(_FEW, self._spare):
             return None
-        self._free -= count
+        self.places.reserve(count)
         return partial(self._take_new, count)
 
     async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
@@ -136,8 +145,20 @@ class Consumer:
             if outcome is None:
                 self._worker.drop(run.claim.id)
             run.is_over = True
-        self._free += len(ended)
+            self.places.give_back(run.claim.kind)
+        self.wake()
+
+    def wake(self) -> None:
+        """A place may be free."""
         self.reading.wake()
+        if self.places.has_limits and self._number in self._stream.waiting:
+            missed = self.places.rooms().keys() - set(self._asked_kinds)
+            if missed and self._taking_missed is None and not self.reading.is_stopping:
+                self._missed_kinds = missed
+                self._taking_missed = asyncio.create_task(
+                    self._take_missed(), name=f"{self.name}-takes"
+                )
+                self._taking_missed.add_done_callback(self._took_missed)
 
     async def acknowledge(self, ended: list[tuple[Run, Outcome | None]]) -> None:
         """Only after `finish`."""
@@ -152,6 +173,26 @@ class Consumer:
             # What it was given stays its own in the group, and is read again.
             self._reread()
             raise
+
+    async def _take_missed(self) -> None:
+        """Takes tasks of kinds that had no free place when the read that waits was sent."""
+        while self._missed_kinds and self._worker.id is not None:
+            kinds, self._missed_kinds = self._missed_kinds, set()
+            rooms = {kind: room for kind, room in self.places.rooms().items() if kind in kinds}
+            most = min(self._spare, sum(rooms.values()))
+            if most <= 0:
+                return
+            try:
+                entries = await self._stream.read_now(self._worker.id, self._number, most, rooms)
+                await self._take(await self._fitting(entries))
+            except Unavailable:
+                self._reread()
+            except BaseException:
+                self._reread()
+                raise
+
+    def _took_missed(self, taking: asyncio.Task[None]) -> None:
+        self._taking_missed = None
 
     async def _take(self, deliveries: dict[str, str]) -> int:
         if not deliveries:
@@ -168,8 +209,8 @@ class Consumer:
     def _take_new(self, count: int, claims: Sequence[Claim]) -> None:
         """Takes what was claimed while it was created, into the places that were kept for it."""
         if len(claims) < count:
-            self._free += count - len(claims)
-            self.reading.wake()
+            self.places.release(count - len(claims))
+            self.wake()
         if claims:
             # Two turns of the loop later the answers to those who created them are written. A
             # handler may hold the loop, or end the process, and they should know by then.
@@ -178,7 +219,7 @@ class Consumer:
 
     def _start_new(self, claims: Sequence[Claim]) -> None:
         """The stream is told as well."""
-        self._free += len(claims)
+        self.places.release(len(claims))
         for claim in claims:
             self._untold[claim.id] = self._start(claim, None)
         if self._telling is None:
@@ -226,7 +267,7 @@ class Consumer:
 
     async def _take_from_store(self) -> int:
         self.pause_seconds = _STORE_POLL_SECONDS
-        ids = await self._worker.find_due(self._room)
+        ids = await self._worker.find_due(self._room, self.places.rooms())
         claims = await self._claim(ids)
         for claim in claims:
             self._start(claim, None)
@@ -246,25 +287,37 @@ class Consumer:
         """The ids of tasks, each with its entry in the stream."""
         if self._reread_after is None:
             asked = self._room
-            entries = await self._stream.read(worker_id, self._number, asked)
+            rooms = self.places.rooms()
+            self._asked_kinds = rooms.keys()
+            entries = await self._stream.read(worker_id, self._number, asked, rooms)
             self._has_all = len(entries) < asked
-            if len(entries) > self._room:
-                entries = entries[: self._room]
-                self._reread()
         else:
             entries = await self._stream.read_again(
                 worker_id, self._number, self._room, self._reread_after
             )
             self._reread_after = entries[-1][0] if entries else None
             entries = [entry for entry in entries if entry[0] not in self._entries]
+        return await self._fitting(entries)
+
+    async def _fitting(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """The ids of tasks that have a free place, each with its entry; the others are put back."""
+        room, rooms = self._room, dict(self.places.rooms())
         deliveries: dict[str, str] = {}
+        surplus: dict[str, str] = {}
         useless = []  # not one of ours, or the second for a task
         for entry, id in entries:
             if id is None or id in deliveries:
                 useless.append(entry)
-            else:
+                continue
+            kind = self._stream.kind_of(entry)
+            if len(deliveries) < room and rooms.get(kind, 0) > 0:
+                rooms[kind] -= 1
                 deliveries[id] = entry
-        await self._acknowledge(useless)
+            else:
+                surplus[id] = entry
+        if surplus:
+            await self._worker.put_back(list(surplus))
+        await self._acknowledge([*useless, *surplus.values()])
         return deliveries
 
     def _reread(self) -> None:
@@ -274,7 +327,7 @@ class Consumer:
 
     def _start(self, claim: Claim, entry: str | None) -> Run:
         run = Run(claim, entry)
-        self._free -= 1
+        self.places.take(claim.kind)
         if entry is not None:
             self._entries.add(entry)
         self._running.add(run)

@@ -55,6 +55,20 @@ class ConsumerPool:
         """The names of loops that no longer come round."""
         return [loop.name for loop in self._loops() if loop.is_stalled]
 
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Of each way to run handlers, how many places there are and how many are in use."""
+        found: dict[str, tuple[int, int]] = {}
+        for consumer in self._consumers:
+            own = consumer.places
+            total, in_use = found.get(own.run_in, (0, 0))
+            found[own.run_in] = total + own.total, in_use + own.total - own.free
+        return found
+
+    def wake(self) -> None:
+        """A place may be free."""
+        for consumer in self._consumers:
+            consumer.wake()
+
     def reserve(self, count: int) -> Take | None:
         """Places for tasks that are about to be created, of a consumer that waits for any."""
         for consumer in self._consumers:

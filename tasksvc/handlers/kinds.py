@@ -23,6 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MARK = "__tasksvc_kind__"
 
+_MAX_CONCURRENCY = 10_000
+
 
 class HandlersError(Exception):
     """The handlers can't be used. One line says which, and why."""
@@ -39,6 +41,7 @@ class Declared:
     max_attempts: int | None
     retry_base_seconds: float | None
     retry_max_seconds: float | None
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,14 @@ class Kind:
     timeout_seconds: float | None = None
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
-    keeps_time: bool = False
-    """The handler minds the time limit itself: it may wait for a place before it runs."""
+    run_in: RunIn = "loop"
+    concurrency: int | None = None
+    """How many of its tasks run in one process at a time; None: as many as there are places."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether the handler keeps the time limit itself: it counts from when it really runs."""
+        return self.run_in != "loop"
 
     @classmethod
     def of(cls, declared: Declared, handler: Handler) -> Kind:
@@ -60,7 +69,8 @@ class Kind:
             declared.timeout_seconds,
             declared.retry_base_seconds,
             declared.retry_max_seconds,
-            keeps_time=declared.run_in != "loop",
+            declared.run_in,
+            declared.concurrency,
         )
 
 
@@ -72,13 +82,14 @@ def handler(
     max_attempts: int | None = None,
     retry_base_seconds: float | None = None,
     retry_max_seconds: float | None = None,
+    concurrency: int | None = None,
 ) -> Callable[[Function], Function]:
     """Makes a function the handler of a kind of task; the function stays what it is.
 
     It is called with the task's content and a `Context` (a `SyncContext` where it is no coroutine
     function). `async def` runs on the event loop and must not hold it; `def` runs in a thread;
     `run_in="process"` is for work that holds the CPU. What it returns, as JSON, is the task's
-    result.
+    result. `concurrency` bounds how many of its tasks run in one process of the service at a time.
 
     Raises HandlersError: one of the arguments will not do.
     """
@@ -93,6 +104,9 @@ def handler(
         if max_attempts is not None and not 1 <= max_attempts <= 1000:
             raise HandlersError(f"{name}: max_attempts must be from 1 to 1000.")
         _check_backoff(name, retry_base_seconds, retry_max_seconds)
+        is_count = isinstance(concurrency, int) and not isinstance(concurrency, bool)
+        if concurrency is not None and not (is_count and 1 <= concurrency <= _MAX_CONCURRENCY):
+            raise HandlersError(f"{name}: concurrency must be from 1 to {_MAX_CONCURRENCY}.")
         declared = Declared(
             kind,
             function,
@@ -101,6 +115,7 @@ def handler(
             max_attempts,
             retry_base_seconds,
             retry_max_seconds,
+            concurrency,
         )
         setattr(function, _MARK, declared)
         return function

@@ -206,10 +206,13 @@ class TaskStore(Store):
         )
         return Due(ids, expired, next_seconds)
 
-    async def find_due_tasks(self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)) -> list[str]:
-        """Those of the highest priority first."""
+    async def find_due_tasks(
+        self, limit: int, kinds: Iterable[str] = (DEFAULT_KIND,)
+    ) -> list[tuple[str, str]]:
+        """At most `limit` due tasks of these kinds, those of the highest priority first: the id and
+        the kind of each."""
         rows = await self._run("duty", "find_due_tasks", limit=limit, kinds=text_array(kinds))
-        return [id for (id,) in rows]
+        return [(id, kind) for id, kind in rows]
 
     async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
         rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))

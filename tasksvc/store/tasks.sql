@@ -214,8 +214,8 @@ SELECT
     ) - statement_timestamp())::float8;
 
 -- find_due_tasks --
--- No change: what a consumer may claim when there is no stream to tell it, of the kinds that it serves.
-SELECT due.id
+-- No change: what a consumer may claim when there is no stream to tell it, of the kinds that it serves, each with its kind.
+SELECT due.id, lane.kind
 FROM task_lane AS lane JOIN open_queue AS open ON open.name = lane.queue, LATERAL (
     SELECT id, due_at FROM task
     WHERE finished_at IS NULL AND status = 'pending'

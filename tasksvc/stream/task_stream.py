@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count as counting
 from typing import Any
@@ -215,33 +215,55 @@ class TaskStream:
 
     # Consuming.
 
-    async def read(self, worker_id: str, number: int, count: int) -> list[Entry]:
+    async def read(
+        self,
+        worker_id: str,
+        number: int,
+        count: int,
+        rooms: Mapping[str, int] | None = None,
+    ) -> list[Entry]:
         """New entries for a consumer, those of high priority first; waits for the first, but not
         for long.
 
         They are at most `count`, or one for each lane, where several come after a wait at once.
+        `rooms` are the kinds to read, each with how many are wanted at most; None reads all kinds
+        of this process.
         """
-        name = consumer_name(worker_id, number)
-        streams = [self._keys.stream(lane) for lane in self._lanes_by_turns()]
+        if rooms is None:
+            rooms = dict.fromkeys(self._kinds, self._max_entries)
+        streams = self._streams_to_read(rooms)
+        entries = await self._read_waiting(worker_id, number, count, streams, rooms)
+        if entries:
+            return entries
+        # A place less than there are: `waiting` tells of the rest. The bound of a read holds for
+        # each stream, so it is that of the kind with the least room. Seldom does more than one
+        # stream answer.
+        share = max(1, min((count - 1) // len(streams), *rooms.values()))
+        self.waiting[number] = min(share * len(streams), max(1, count - 1))
         async with self._answers():
-            waiting = await self._commands.eval(_WAITING, len(streams), *streams, GROUP)
-            entries: list[Entry] = []
-            for stream, length in zip(streams, waiting, strict=True):
-                if wanted := min(length, count - len(entries)):
-                    entries += await self._read_group(
-                        self._commands, name, {stream: ">"}, wanted, None
-                    )
-            if entries:
-                return entries
-            # A place less than there are: `waiting` tells of the rest.
-            share = max(1, (count - 1) // len(streams))
-            block = round(self._block_seconds * 1000)
-            after = dict.fromkeys(streams, ">")
-            self.waiting[number] = share * len(streams)
             try:
-                return await self._read_group(self._readers, name, after, share, block)
+                return await self._read_group(
+                    self._readers,
+                    consumer_name(worker_id, number),
+                    dict.fromkeys(streams, ">"),
+                    share,
+                    round(self._block_seconds * 1000),
+                )
             finally:
                 self.waiting.pop(number, None)
+
+    async def read_now(
+        self, worker_id: str, number: int, count: int, rooms: Mapping[str, int]
+    ) -> list[Entry]:
+        """The same without a wait."""
+        streams = self._streams_to_read(rooms)
+        return await self._read_waiting(worker_id, number, count, streams, rooms)
+
+    def kind_of(self, entry: str) -> str:
+        """The kind of the lane that an entry stands in."""
+        _, _, name = entry.partition("@")
+        lane = lane_of(name) if name else None
+        return lane.kind if lane is not None else DEFAULT_KIND
 
     async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
         """What the consumer was given before and has not acknowledged, after an entry.
@@ -373,14 +395,42 @@ class TaskStream:
     def _entry(self, stream: str, entry: str) -> str:
         return entry if stream == self._keys.tasks else f"{entry}@{self._keys.lane_name_of(stream)}"
 
-    def _lanes_by_turns(self) -> list[Lane]:
-        """This process's lanes, in the order in which to look into them now."""
+    async def _read_waiting(
+        self,
+        worker_id: str,
+        number: int,
+        count: int,
+        streams: Mapping[str, str],
+        rooms: Mapping[str, int],
+    ) -> list[Entry]:
+        """What waits in the streams now: at most `count` in all, and of a kind what has room."""
+        name = consumer_name(worker_id, number)
+        entries: list[Entry] = []
+        rooms = dict(rooms)
+        async with self._answers():
+            waiting = await self._commands.eval(_WAITING, len(streams), *streams, GROUP)
+            for (stream, kind), length in zip(streams.items(), waiting, strict=True):
+                wanted = min(length, count - len(entries), rooms[kind])
+                if wanted > 0:
+                    found = await self._read_group(
+                        self._commands, name, {stream: ">"}, wanted, None
+                    )
+                    rooms[kind] -= len(found)
+                    entries += found
+        return entries
+
+    def _streams_to_read(self, kinds: Iterable[str]) -> dict[str, str]:
+        """The streams of these kinds, in the order in which to look into them now, each with its
+        kind."""
         turn = next(self._turns)
         # One kind's tasks must not keep those of another waiting either.
-        start = turn % len(self._kinds)
-        kinds = self._kinds[start:] + self._kinds[:start]
+        kinds = list(kinds)
+        start = turn % len(kinds)
+        kinds = kinds[start:] + kinds[:start]
         order = _ORDERS[turn % len(_ORDERS)]
-        return [Lane(kind, priority) for priority in order for kind in kinds]
+        return {
+            self._keys.stream(Lane(kind, priority)): kind for priority in order for kind in kinds
+        }
 
     def _refuses(self, lane: Lane, is_so: bool) -> None:
         (self.refusing.add if is_so else self.refusing.discard)(lane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -61,6 +62,10 @@ async def claim(store: TaskStore, worker_id: str, id: str) -> Claim:
 
 async def finish(store: TaskStore, id: str, attempt: int, result: Outcome) -> list[str]:
     return await store.finish_tasks([Finish(id, attempt, result)])
+
+
+async def due_tasks(store: TaskStore, limit: int, kinds: Sequence[str] = ("default",)) -> list[str]:
+    return [id for id, _ in await store.find_due_tasks(limit, kinds)]
 
 
 async def get(store: TaskStore, id: str) -> Task:
@@ -338,7 +343,7 @@ class TestInsertSpecial:
     async def test_expired_task_fails_and_is_not_claimed(self, store: TaskStore) -> None:
         task, other = special(expires_at=soon(-1)), special(expires_at=soon(HOUR))
         await store.insert_special_tasks([task, other])
-        assert await store.find_due_tasks(10) == [other.id]
+        assert await due_tasks(store, 10) == [other.id]
         assert await store.claim_tasks(await register(store), [task.id]) == []
 
         due = await store.publish_due_tasks(ago(0), 10)
@@ -419,19 +424,19 @@ class TestClaim:
         await finish(store, id, 1, outcome.retried(ERROR, HOUR))
 
         assert await store.claim_tasks(worker_id, [id]) == []
-        assert await store.find_due_tasks(10) == []
+        assert await due_tasks(store, 10) == []
 
     @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELED])
     async def test_final_task_is_not_claimed(self, store: TaskStore, status: Status) -> None:
         id = await finished(store, status)
 
         assert await store.claim_tasks(await register(store), [id]) == []
-        assert await store.find_due_tasks(10) == []
+        assert await due_tasks(store, 10) == []
 
     async def test_oldest_due_tasks_are_found_first(self, store: TaskStore) -> None:
         ids = [(await insert(store))[0] for _ in range(3)]
 
-        assert await store.find_due_tasks(2) == ids[:2]
+        assert await due_tasks(store, 2) == ids[:2]
 
 
 class TestKeys:
@@ -526,8 +531,8 @@ class TestLanes:
         await store.insert_special_tasks([low])
         await store.insert_special_tasks([high])
 
-        assert await store.find_due_tasks(10) == [high.id, *ids, low.id]
-        assert await store.find_due_tasks(2) == [high.id, ids[0]]
+        assert await due_tasks(store, 10) == [high.id, *ids, low.id]
+        assert await due_tasks(store, 2) == [high.id, ids[0]]
 
 
 class TestKinds:
@@ -542,8 +547,8 @@ class TestKinds:
 
         assert await store.claim_tasks(plain, [task.id, odd.id]) == []
         assert await store.claim_tasks(greeter, [other]) == []
-        assert await store.find_due_tasks(10) == [other]
-        assert await store.find_due_tasks(10, ["greet"]) == [task.id]
+        assert await due_tasks(store, 10) == [other]
+        assert await due_tasks(store, 10, ["greet"]) == [task.id]
         assert (await claim(store, greeter, task.id)).kind == "greet"
         assert (await claim(store, greeter, odd.id)).kind == odd.options.kind
         assert (await get(store, task.id)).kind == "greet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.places import Places
 from tasksvc.consumers.running import Running
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Task
@@ -43,6 +44,7 @@ class Worker:
         metrics: Metrics,
         handler: Handler,
         places: int,
+        limits: Mapping[str, int | None] | None = None,
     ) -> None:
         self.service = services.worker
         self.tasks = services.tasks
@@ -54,9 +56,15 @@ class Worker:
         self.running = Running()
         self.service.on_lost = self.running.stop
         executor = Executor(
-            {"default": Kind(handler)}, RetryPolicy(0, 0), metrics, max_result_bytes=1000
+            {kind: Kind(handler) for kind in limits or ("default",)},
+            RetryPolicy(0, 0),
+            metrics,
+            max_result_bytes=1000,
         )
-        self.consumer = Consumer(1, places, self.service, stream, executor, self.running)
+        kinds = {"default": None} if limits is None else limits
+        self.consumer = Consumer(
+            1, Places(places, kinds), self.service, stream, executor, self.running
+        )
         self.finisher = self.consumer._finisher
 
     async def create(self, content: str = "x") -> Task:
