@@ -85,7 +85,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     app[QUEUES] = services.queues
     app[SCHEDULES] = services.schedules
     app[POOL] = pool
-    app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled)
+    app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled, pool.failing)
     app[LIMITS] = Limits(settings.max_body_bytes, settings.body_timeout_seconds)
     app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
 

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 import uuid_utils
 
+from tasksvc.domain import outcome
 from tasksvc.domain.attempt import AttemptOutcome
 from tasksvc.domain.errors import (
     ContentRefused,
@@ -257,19 +258,27 @@ class WorkerService:
         """Keeps how far a run has come, if it is still the current one. Raises nothing when
         PostgreSQL is away: a run must not fail for what is only said about it."""
         progress = Progress.of(claim, fraction, message)
-        with suppress(Unavailable):
+        try:
             await self._progresses.join(progress)
+        except Unavailable:
+            pass
+        except ContentRefused:
+            raise ValueError("The database does not take this progress.") from None
 
-    async def finish(self, finishes: Sequence[Finish]) -> None:
-        """Writes what the attempts came to, where they are still the current ones."""
-        written = await self._finishes.join_all(finishes)
-        for finish, is_written in zip(finishes, written, strict=True):
-            if isinstance(is_written, TaskServiceError):
-                raise is_written
-            self.drop(finish.id)
-            self._count(finish, is_written)
-            if finish.outcome.status is Status.PENDING:
-                self._publisher.on_due_in(finish.outcome.delay_seconds)
+    async def finish(self, finishes: Sequence[Finish]) -> set[str]:
+        """Writes what the attempts came to, where they are still the current ones.
+
+        What PostgreSQL refuses of one fails that task, and no other. Returns the ids of tasks for
+        which even that could not be written now.
+        """
+        refused: list[Finish] = []
+        results = await self._finishes.join_all(finishes)
+        for finish, result in zip(finishes, results, strict=True):
+            if isinstance(result, TaskServiceError):
+                refused.append(finish)
+            else:
+                self._finished(finish, is_written=result)
+        return await self._fail_refused(refused) if refused else set()
 
     def drop(self, id: str) -> None:
         """This process no longer holds the task."""
@@ -293,6 +302,34 @@ class WorkerService:
             await group.drain()
         while self._background:
             await asyncio.wait(self._background)
+
+    async def _fail_refused(self, refused: Sequence[Finish]) -> set[str]:
+        """Fails tasks whose outcome PostgreSQL refuses: they would come to the same again. Returns
+        the ids of those for which this could not be written."""
+        failed = [each._replace(outcome=outcome.refused(each.attempt)) for each in refused]
+        try:
+            results = await self._finishes.join_all(failed)
+        except Unavailable:
+            return {each.id for each in failed}
+        left = set()
+        for finish, result in zip(failed, results, strict=True):
+            if isinstance(result, TaskServiceError):
+                left.add(finish.id)
+                continue
+            log.error(
+                "The database refuses an outcome",
+                action="outcome_refused",
+                task_id=finish.id,
+                attempt=finish.attempt,
+            )
+            self._finished(finish, is_written=result)
+        return left
+
+    def _finished(self, finish: Finish, *, is_written: bool) -> None:
+        self.drop(finish.id)
+        self._count(finish, is_written)
+        if finish.outcome.status is Status.PENDING:
+            self._publisher.on_due_in(finish.outcome.delay_seconds)
 
     # The groups: each takes many and gives one result for each.
 

@@ -17,9 +17,9 @@ import structlog
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.places import Places
-from tasksvc.consumers.running import Run, Running, StopReason
-from tasksvc.domain.errors import LeaseLost, StreamUnavailable, Unavailable
-from tasksvc.domain.outcome import RELEASED, Finish, Outcome
+from tasksvc.consumers.running import Run, Running
+from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
+from tasksvc.domain.outcome import Finish, Outcome
 from tasksvc.domain.task import Claim, Lane
 from tasksvc.stream.task_stream import Entry, TaskStream
 from tasksvc.workers import Take, WorkerService
@@ -43,6 +43,10 @@ _STORE_POLL_SECONDS = 0.25
 
 _STREAM_RETRY_SECONDS = 1.0
 """Between two tries of Redis while it is away: each may cost a time-out."""
+
+
+Ended = list[tuple[Run, Outcome | None]]
+"""Runs with what each came to; None for a task that is no longer this worker's."""
 
 
 class Consumer:
@@ -132,21 +136,24 @@ class Consumer:
         self.places.reserve(count)
         return partial(self._take_new, count)
 
-    async def finish(self, ended: list[tuple[Run, Outcome | None]]) -> None:
-        """Writes what the runs came to, and frees their places."""
+    async def finish(self, ended: Ended) -> Ended:
+        """Writes what the runs came to, and frees their places. Returns those that could not be
+        written now."""
         finishes = [
             Finish(run.claim.id, run.claim.attempt, out, run.claim.kind)
             for run, out in ended
             if out
         ]
-        if finishes:
-            await self._worker.finish(finishes)
+        left = await self._worker.finish(finishes) if finishes else ()
         for run, outcome in ended:
+            if run.claim.id in left:
+                continue
             if outcome is None:
                 self._worker.drop(run.claim.id)
             run.is_over = True
             self.places.give_back(run.claim.kind)
         self.wake()
+        return [each for each in ended if each[0].claim.id in left]
 
     def wake(self) -> None:
         """A place may be free."""
@@ -160,9 +167,11 @@ class Consumer:
                 )
                 self._taking_missed.add_done_callback(self._took_missed)
 
-    async def acknowledge(self, ended: list[tuple[Run, Outcome | None]]) -> None:
+    async def acknowledge(self, ended: Ended) -> None:
         """Only after `finish`."""
-        await self._acknowledge([run.entry for run, _ in ended if run.entry is not None])
+        await self._acknowledge(
+            [run.entry for run, _ in ended if run.is_over and run.entry is not None]
+        )
 
     async def _take_from_stream(self) -> int:
         if self._worker.id is None:
@@ -337,10 +346,9 @@ class Consumer:
 
     def _end(self, run: Run, task: asyncio.Task[Outcome | None]) -> None:
         self._running.remove(run)
-        if task.cancelled() or task.exception():  # before its first step, or closed
-            outcome = None if run.stop_reason is StopReason.LOST else RELEASED
-        else:
-            outcome = task.result()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        # The executor raises nothing: it was canceled before its first step, or closed.
+        outcome = task.result() if error is None else self._executor.after(error, run)
         self._finisher.ended.append((run, outcome))
         self.finishing.wake()
 
@@ -368,7 +376,7 @@ class _Finisher:
 
     def __init__(self, consumer: Consumer) -> None:
         self.name = consumer.name.replace("consumer", "finisher")
-        self.ended: list[tuple[Run, Outcome | None]] = []
+        self.ended: Ended = []
         self._consumer = consumer
 
     async def run_once(self) -> int:
@@ -376,10 +384,13 @@ class _Finisher:
         if not ended:
             return 0
         try:
-            await self._consumer.finish(ended)
+            left = await self._consumer.finish(ended)
         except BaseException:
             # The results are kept and tried again. Nobody else can have the tasks meanwhile.
             self.ended = ended + self.ended
             raise
         await self._consumer.acknowledge(ended)
+        if left:
+            self.ended = left + self.ended
+            raise StoreUnavailable
         return len(ended)

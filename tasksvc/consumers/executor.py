@@ -59,6 +59,11 @@ class Executor:
         finally:
             self._observe[run.claim.kind](time.perf_counter() - started)
 
+    def after(self, error: BaseException, run: Run) -> Outcome | None:
+        """What a run came to that ended with an error outside of `execute`: one that was canceled
+        before its first step, or whose coroutine was closed."""
+        return self._after(error, run, self._kinds[run.claim.kind])
+
     def _completed(self, result: Any, run: Run) -> Outcome:
         try:
             encoded = orjson.dumps(result)

@@ -16,6 +16,16 @@ log = structlog.get_logger(__name__)
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 2.0
+_LEAST_BACKOFF_SECONDS = 0.02
+"""However short the pause of a step is, a step that fails is not repeated at full speed."""
+
+_FAILING_AFTER_SECONDS = 10.0
+"""Of failures in a row. A shorter outage is nothing that an operator could do anything about."""
+
+_QUICK_SECONDS = 0.005
+_QUICK_PAUSE_SECONDS = 0.05
+"""After a step that found nothing and did not wait either, although the wait is its pause. A
+connection that is closed may answer at once, and for ever."""
 
 _STALLED_AFTER_SECONDS = 30.0
 """No step takes so long: each is bounded by the time limits of the drivers and its own pause."""
@@ -47,6 +57,8 @@ class Loop:
         self._wake = asyncio.Event()
         self._ticked_at = time.monotonic()
         self._failures = 0
+        self._failing_since = 0.0
+        self._is_unexpected = False
         self._task: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
@@ -56,6 +68,16 @@ class Loop:
         """It has not come round for too long."""
         late = time.monotonic() - self._ticked_at - max(0.0, self._step.pause_seconds)
         return self._task is not None and late > _STALLED_AFTER_SECONDS
+
+    @property
+    def failing_seconds(self) -> float:
+        """How long every step has failed; 0 after one that passed."""
+        return time.monotonic() - self._failing_since if self._failures else 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Its steps have failed for some time by an error that nobody expects."""
+        return self._is_unexpected and self.failing_seconds > _FAILING_AFTER_SECONDS
 
     @property
     def is_stopping(self) -> bool:
@@ -115,6 +137,8 @@ class Loop:
             self._wake.clear()
             pause = await self._run_step()
             self._ticked_at = time.monotonic()
+            # Always once: a step that never waits would keep the event loop for itself.
+            await asyncio.sleep(0)
             if pause > 0 and not self._is_stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -122,16 +146,25 @@ class Loop:
 
     async def _run_step(self) -> float:
         """The seconds to pause."""
+        began = time.monotonic()
+        is_unexpected = False
         try:
             done = await self._step.run_once()
         except Unavailable as error:
             # Whoever noticed has said so; here it's only a reason to wait.
             log.debug("Waits", action="loop_waits", loop=self.name, reason=type(error).__name__)
         except Exception:
+            is_unexpected = True
             log.exception("Step failed", action="loop_failed", loop=self.name)
         else:
             self._failures = 0
-            return 0.0 if done else self._step.pause_seconds
+            if done:
+                return 0.0
+            is_quick = time.monotonic() - began < _QUICK_SECONDS
+            return self._step.pause_seconds or (_QUICK_PAUSE_SECONDS if is_quick else 0.0)
+        if not self._failures:
+            self._failing_since = began
+        self._is_unexpected = is_unexpected
         self._failures += 1
         ceiling = _FIRST_BACKOFF_SECONDS * 2.0 ** min(self._failures, 10)
         # A lease would not wait for longer than a heartbeat's pause.
@@ -139,7 +172,7 @@ class Loop:
             _LONGEST_BACKOFF_SECONDS, self._step.pause_seconds or _LONGEST_BACKOFF_SECONDS
         )
         self._wake.clear()
-        return min(longest, ceiling) * random.uniform(0.5, 1)
+        return max(_LEAST_BACKOFF_SECONDS, min(longest, ceiling)) * random.uniform(0.5, 1)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._is_stopping:

@@ -22,6 +22,10 @@ _STEP_SECONDS = 2.0
 """What a step under way, and a handler that was asked to stop, are given to end."""
 
 
+_UNWRITTEN_SECONDS = 30.0
+"""By then results should be written, or the operator should know that they are not."""
+
+
 class ConsumerPool:
     """Starts consumers and duties together, and stops them in the order that loses nothing."""
 
@@ -54,6 +58,16 @@ class ConsumerPool:
     def stalled(self) -> list[str]:
         """The names of loops that no longer come round."""
         return [loop.name for loop in self._loops() if loop.is_stalled]
+
+    def failing(self) -> list[str]:
+        """The names of loops that come round and get nothing done: those that fail by an error
+        that nobody expects, and those that cannot write what has ended."""
+        finishing = {consumer.finishing for consumer in self._consumers}
+        return [
+            loop.name
+            for loop in self._loops()
+            if loop.is_failing or (loop in finishing and loop.failing_seconds > _UNWRITTEN_SECONDS)
+        ]
 
     def places(self) -> dict[str, tuple[int, int]]:
         """Of each way to run handlers, how many places there are and how many are in use."""

@@ -41,6 +41,12 @@ def failed(error: dict[str, Any], traceback: str | None = None) -> Outcome:
     return Outcome(Status.FAILED, is_charged=True, error=error, traceback=traceback)
 
 
+def refused(attempt: int) -> Outcome:
+    """The database does not take what the run came to."""
+    message = "The database does not take the result or the error of the run."
+    return failed({"type": "OutcomeRefused", "message": message, "attempt": attempt})
+
+
 def retried(error: dict[str, Any], delay_seconds: float, traceback: str | None = None) -> Outcome:
     """The handler raised, and it has another attempt, `delay_seconds` from now."""
     return Outcome(Status.PENDING, True, delay_seconds, error, traceback=traceback)

@@ -19,6 +19,7 @@ class Health:
     ping_store: Callable[[], Awaitable[None]]
     is_stream_up: Callable[[], bool]
     stalled_loops: Callable[[], list[str]]
+    failing_loops: Callable[[], list[str]] = list
     is_stopping: bool = False
     _asked_at: float = field(default=-_CACHED_SECONDS, init=False)
     _is_store_up: bool = field(default=False, init=False)
@@ -38,7 +39,7 @@ class Health:
             found.append("stopping")
         if not await self._ask_store():
             found.append("postgres")
-        return found + self.stalled_loops()
+        return [*found, *dict.fromkeys(self.stalled_loops() + self.failing_loops())]
 
     def degraded(self) -> list[str]:
         """What is away without keeping the service from serving."""

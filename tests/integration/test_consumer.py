@@ -11,8 +11,10 @@ import pytest
 import redis
 import uuid_utils
 
-from tasksvc.consumers.running import StopReason
+from tasksvc.consumers.running import Run, StopReason
+from tasksvc.domain import outcome
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
+from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.task import Claim, NewTask, Options, Priority, Status
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
@@ -276,7 +278,8 @@ async def test_run_that_is_canceled_before_its_first_step(
     await worker.finish()
 
     is_lost = reason is StopReason.LOST
-    assert rows() == [("processing" if is_lost else "pending", 1, 0)]
+    # Nobody asked it to stop: then it is a failure, and counts.
+    assert rows() == [("processing" if is_lost else "pending", 1, int(reason is None))]
     assert worker.service.held == {}
     assert worker.consumer.is_idle
 
@@ -600,3 +603,61 @@ async def test_more_entries_than_places_wait_for_their_turn(
         await worker.work()
     assert rows() == [("completed", 1, 0)] * 3
     assert await worker.stream.measure() == (0, 0)
+
+
+class TestOutcomeThatPostgresRefuses:
+    """A NUL that a handler smuggles past all checks stands for whatever PostgreSQL refuses."""
+
+    @pytest.fixture
+    async def worker(self, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+        async def echo(claim: Claim) -> str:
+            return claim.content
+
+        worker = await registered(make_worker, echo)
+
+        def completed(result: Any, run: Run) -> Outcome:
+            text = '"\0"' if result == "bad" else '"good"'
+            return outcome.completed(text)
+
+        monkeypatch.setattr(worker.consumer._executor, "_completed", completed)
+        return worker
+
+    async def test_it_fails_that_task_alone(self, worker: Worker, rows: Rows) -> None:
+        tasks = [await worker.create(content) for content in ("good", "bad", "good")]
+
+        await worker.work()
+
+        assert rows() == [("completed", 1, 0), ("failed", 1, 1), ("completed", 1, 0)]
+        error = (await worker.tasks.get(tasks[1].id)).error
+        assert error is not None
+        assert error["type"] == "OutcomeRefused"
+        assert worker.consumer.is_idle
+        assert worker.metrics.task_processing_fails.value == 1
+        assert worker.metrics.task_processing_successes.value == 2
+
+    async def test_the_rest_is_not_written_twice_if_the_failure_has_to_wait(
+        self, worker: Worker, rows: Rows, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for content in ("good", "bad"):
+            await worker.create(content)
+        finish = store.finish_tasks
+
+        async def away(finishes: Any) -> Any:
+            if any(each.outcome.error for each in finishes):
+                raise StoreUnavailable
+            return await finish(finishes)
+
+        monkeypatch.setattr(store, "finish_tasks", away)
+        await worker.take()
+        await eventually(lambda: not len(worker.running))
+        with pytest.raises(StoreUnavailable):
+            await worker.finisher.run_once()
+        assert rows() == [("completed", 1, 0), ("processing", 1, 0)]
+        assert worker.consumer.places.in_use == 1
+        monkeypatch.setattr(store, "finish_tasks", finish)
+
+        await worker.finisher.run_once()
+
+        assert rows() == [("completed", 1, 0), ("failed", 1, 1)]
+        assert worker.metrics.task_processing_successes.value == 1
+        assert worker.consumer.is_idle

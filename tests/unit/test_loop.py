@@ -150,6 +150,7 @@ async def test_pauses_grow_while_it_fails_and_are_bounded(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
+    monkeypatch.setattr(loop_module, "_LEAST_BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     original = Loop._run_step
 
@@ -328,3 +329,45 @@ async def test_long_pause_is_no_stall(start: Start, monkeypatch: pytest.MonkeyPa
     await eventually(lambda: step.steps == 1)
 
     assert not loop.is_stalled
+
+
+async def test_step_that_neither_waits_nor_finds_anything_is_not_repeated_at_full_speed(
+    start: Start,
+) -> None:
+    """As a subscription whose connection is closed: it answers at once, and for ever."""
+    step = Counting(*[0] * 10_000, pause_seconds=0.0)
+    start(step)
+
+    await asyncio.sleep(0.2)
+
+    assert step.steps <= 6
+
+
+async def test_step_that_fails_at_once_is_not_repeated_at_full_speed(start: Start) -> None:
+    step = Counting(*[StoreUnavailable()] * 10_000, pause_seconds=0.0001)
+    start(step)
+
+    await asyncio.sleep(0.2)
+
+    assert step.steps <= 21
+
+
+async def test_loop_that_always_does_something_lets_others_run(start: Start) -> None:
+    step = Counting(*[1] * 1_000_000, pause_seconds=0.0)
+    start(step)
+
+    async with asyncio.timeout(5):
+        await asyncio.sleep(0.01)
+
+
+async def test_loop_says_for_how_long_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_FAILING_AFTER_SECONDS", 0.0)
+    loop = Loop(Counting(ValueError(), StoreUnavailable(), 1))
+
+    await loop._run_step()
+    assert loop.is_failing
+    await loop._run_step()
+    assert not loop.is_failing
+    assert loop.failing_seconds > 0
+    await loop._run_step()
+    assert loop.failing_seconds == 0
