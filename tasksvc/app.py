@@ -257,7 +257,7 @@ def _pool(
     if consumers:
         duties += [
             Loop(Heartbeat(services.worker, settings.heartbeat_seconds)),
-            Loop(Listener(stream, running)),
+            Loop(Listener(stream, services.worker.stop_lost)),
         ]
     pool = ConsumerPool(
         services.worker, stream, running, consumers, duties, grace_seconds=settings.grace_seconds

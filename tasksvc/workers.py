@@ -148,14 +148,20 @@ class WorkerService:
         if not is_renewed:
             self.on_lost(list(held))
             raise LeaseLost
-        # What was finished in the meantime is not lost.
-        still_held = self.held
-        lost = [id for id in lost if still_held.get(id) == held[id]]
-        self.on_lost(lost)
+        count = self._stop_lost(lost, held)
         if time.monotonic() < self._doubtful_until:
             self._must_settle = True
             self._spawn(self._settle())
-        return len(lost)
+        return count
+
+    async def stop_lost(self, ids: Sequence[str]) -> int:
+        """Stops those of the tasks that run here and that, as PostgreSQL says, are no longer this
+        worker's; how many."""
+        held = self.held
+        held = {id: held[id] for id in ids if id in held}
+        if self.id is None or not held:
+            return 0
+        return self._stop_lost(await self._store.find_lost_tasks(self.id, held), held)
 
     async def leave(self) -> None:
         """Hands back all that this worker still holds, and ends its lease. Nobody is charged."""
@@ -367,6 +373,13 @@ class WorkerService:
         return [finish.id in written for finish in finishes]
 
     # Below.
+
+    def _stop_lost(self, lost: Sequence[str], held: Mapping[str, int]) -> int:
+        # What was finished in the meantime is not lost.
+        still_held = self.held
+        lost = [id for id in lost if still_held.get(id) == held[id]]
+        self.on_lost(lost)
+        return len(lost)
 
     def _may_start(self, task: NewTask) -> bool:
         return (

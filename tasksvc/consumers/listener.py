@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasksvc.consumers.running import Running
+from collections.abc import Awaitable, Callable, Sequence
+
 from tasksvc.stream.task_stream import TaskStream
 
 
@@ -10,9 +11,13 @@ class Listener:
     name = "listener"
     pause_seconds = 0.0  # a blocked read is the pause
 
-    def __init__(self, stream: TaskStream, running: Running) -> None:
+    def __init__(
+        self, stream: TaskStream, stop_lost: Callable[[Sequence[str]], Awaitable[int]]
+    ) -> None:
+        """`stop_lost` stops those of the tasks that PostgreSQL says are lost: anybody can publish
+        a message."""
         self._stream = stream
-        self._running = running
+        self._stop_lost = stop_lost
 
     async def run_once(self) -> int:
-        return self._running.stop(await self._stream.read_canceled())
+        return await self._stop_lost(await self._stream.read_canceled())

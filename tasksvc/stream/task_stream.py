@@ -205,13 +205,19 @@ class TaskStream:
         async with self._answers():
             try:
                 if self._pubsub is None:
-                    self._pubsub = self._readers.pubsub(ignore_subscribe_messages=True)
+                    self._pubsub = self._readers.pubsub()
                     await self._pubsub.subscribe(self._keys.canceled)
+                asked_at = time.monotonic()
                 message = await self._pubsub.get_message(timeout=self._block_seconds)
+                # redis-py takes the ETIMEDOUT of a dead connection for the end of its own wait, and
+                # would answer at once from then on: both are a TimeoutError.
+                if message is None and time.monotonic() - asked_at < self._block_seconds / 2:
+                    raise ConnectionError("The subscription answers without a wait.")
             except BaseException:
                 await self._unsubscribe()
                 raise
-        return message["data"].split(",") if message else []
+        is_ours = message is not None and message["type"] == "message"
+        return message["data"].split(",") if is_ours else []
 
     # Consuming.
 

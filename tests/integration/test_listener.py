@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import redis
 
 from tasksvc.consumers.listener import Listener
 from tasksvc.consumers.loop import Loop
-from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable
 from tasksvc.domain.task import Claim
 from tasksvc.embedded import EmbeddedRedis
@@ -19,20 +19,22 @@ from tests.harness import eventually
 from tests.integration.conftest import MakeWorker, Row
 
 
-class Heard(Running):
-    """Keeps what it is told."""
+class Heard:
+    """Keeps what it hears."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.ids: list[str] = []
 
-    def stop(self, ids: Sequence[str]) -> int:
+    async def __call__(self, ids: Sequence[str]) -> int:
         self.ids += ids
-        return 0
+        return len(ids)
+
+
+StopLost = Callable[[Sequence[str]], Awaitable[int]]
 
 
 @asynccontextmanager
-async def listening(stream: TaskStream, heard: Running) -> AsyncIterator[Loop]:
+async def listening(stream: TaskStream, heard: StopLost) -> AsyncIterator[Loop]:
     loop = Loop(Listener(stream, heard))
     loop.start()
     try:
@@ -109,7 +111,7 @@ async def test_cancel_in_one_process_stops_the_handler_in_another(
     await worker.service.register()
     task = await front.create()
     await worker.take()
-    async with listening(stream, worker.running):
+    async with listening(stream, worker.service.stop_lost):
         await eventually(lambda: stream._pubsub is not None and stream._pubsub.subscribed)
 
         await front.tasks.cancel(task.id)
@@ -117,3 +119,55 @@ async def test_cancel_in_one_process_stops_the_handler_in_another(
         await eventually(lambda: not len(worker.running), 2)
     await worker.finisher.run_once()
     assert rows() == [("canceled", 1, 0)]
+
+
+async def test_false_message_stops_nothing(make_worker: MakeWorker, stream: TaskStream) -> None:
+    """Anybody who reaches Redis can publish one; PostgreSQL knows whose the task is."""
+
+    async def wait(claim: Claim) -> None:
+        await asyncio.Event().wait()
+
+    worker = make_worker(wait)
+    await worker.service.register()
+    task = await worker.create()
+    await worker.take()
+    heard = Heard()
+
+    async def stop(ids: Sequence[str]) -> int:
+        count = await worker.service.stop_lost(ids)
+        await heard(ids)
+        return count
+
+    async with listening(stream, stop):
+        for id in (task.id, "x", "", task.id.upper()):
+            await tell(stream, heard, id)
+
+    assert len(worker.running) == 1
+    assert worker.service.held == {task.id: 1}
+
+
+async def test_dead_subscription_is_made_anew_and_does_not_hold_the_loop(
+    own_stream: TaskStream,
+) -> None:
+    """TCP's keepalive ends a connection whose packets are dropped with ETIMEDOUT, at each read."""
+    heard = Heard()
+    async with listening(own_stream, heard):
+        await tell(own_stream, heard, "before")
+        assert own_stream._pubsub is not None
+        connection = own_stream._pubsub.connection
+        calls = []
+
+        async def dead(**options: object) -> None:
+            calls.append(options)
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+        disconnect = connection.disconnect
+
+        async def mended(*args: object, **options: object) -> None:
+            vars(connection).pop("_read_response_from_parser", None)
+            await disconnect(*args, **options)
+
+        connection._read_response_from_parser, connection.disconnect = dead, mended
+
+        await tell(own_stream, heard, "after")
+        assert len(calls) <= 3
