@@ -6,24 +6,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 import structlog
 
 from tasksvc import logs
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
-from tasksvc.domain.retry import RetryPolicy, describe
+from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim
 from tasksvc.handlers.kinds import Kind
 from tasksvc.handlers.limit import TimeLimit
+from tasksvc.handlers.results import ResultRefused, encode
 from tasksvc.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-
-class ResultRefused(Exception):
-    """What a handler returned can't be kept. Another attempt would return the like."""
 
 
 class Executor:
@@ -47,42 +43,38 @@ class Executor:
 
         Raises nothing, whatever the handler does: its `SystemExit` is a failure of its own.
         """
-        logs.about(task_id=run.claim.id, attempt=run.claim.attempt)
         started = time.perf_counter()
-        kind = self._kinds[run.claim.kind]
         try:
-            result = await _call(kind, run.claim)
-        except BaseException as error:
-            return self._after(error, run, kind)
-        else:
+            logs.about(task_id=run.claim.id, attempt=run.claim.attempt)
+            result = await _call(self._kinds[run.claim.kind], run.claim)
             return COMPLETED if result is None else self._completed(result, run)
+        except BaseException as error:
+            return self.after(error, run)
         finally:
-            self._observe[run.claim.kind](time.perf_counter() - started)
+            if (observe := self._observe.get(run.claim.kind)) is not None:
+                observe(time.perf_counter() - started)
 
     def after(self, error: BaseException, run: Run) -> Outcome | None:
-        """What a run came to that ended with an error outside of `execute`: one that was canceled
-        before its first step, or whose coroutine was closed."""
-        return self._after(error, run, self._kinds[run.claim.kind])
+        """What a run came to that ended with an error, within `execute` or outside of it: one that
+        was canceled before its first step, or whose coroutine was closed. Raises nothing."""
+        if run.stop_reason is not None and type(error) is not ResultRefused:
+            # Whatever it made of its cancellation.
+            return None if run.stop_reason is StopReason.LOST else RELEASED
+        then = self._retry_of(run).after_failure(run.claim, error)
+        try:
+            log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)
+        except BaseException:  # the error takes part in its own rendering
+            log.warning("Handler failed", action="handler_failed", then=then.status)
+        return then
 
     def _completed(self, result: Any, run: Run) -> Outcome:
-        try:
-            encoded = orjson.dumps(result)
-            if len(encoded) <= self._max_result_bytes:
-                return outcome.completed(encoded.decode())
-            reason = f"The result has more than {self._max_result_bytes} bytes."
-        except TypeError:  # its text may hold the value
-            reason = "The result is not JSON."
-        log.warning("Result refused", action="result_refused", reason=reason)
-        return outcome.failed(describe(ResultRefused(reason), run.claim.attempt))
+        return outcome.completed(encode(result, self._max_result_bytes))
 
-    def _after(self, error: BaseException, run: Run, kind: Kind) -> Outcome | None:
-        if run.stop_reason is not None:  # whatever it made of its cancellation
-            return None if run.stop_reason is StopReason.LOST else RELEASED
-        retry = self._retry.within(kind.retry_base_seconds, kind.retry_max_seconds)
-        retry = retry.within(run.claim.retry_base_seconds, run.claim.retry_max_seconds)
-        then = retry.after_failure(run.claim, error)
-        log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)
-        return then
+    def _retry_of(self, run: Run) -> RetryPolicy:
+        retry, claim = self._retry, run.claim
+        if (kind := self._kinds.get(claim.kind)) is not None:
+            retry = retry.within(kind.retry_base_seconds, kind.retry_max_seconds)
+        return retry.within(claim.retry_base_seconds, claim.retry_max_seconds)
 
 
 async def _call(kind: Kind, claim: Claim) -> Any:
@@ -96,4 +88,6 @@ async def _call(kind: Kind, claim: Claim) -> Any:
         return await kind.handler(claim)
     with TimeLimit(seconds) as limit:
         limit.begin()
-        return await kind.handler(claim)
+        result = await kind.handler(claim)
+        limit.check()  # it may have held the loop, and the timer with it
+        return result

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from itertools import islice
+from typing import Any, NamedTuple
 
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import Outcome
+from tasksvc.domain.seconds import to_seconds
 from tasksvc.domain.task import Claim
 
 MESSAGE_LENGTH = 500
@@ -17,39 +21,74 @@ MESSAGE_LENGTH = 500
 TRACEBACK_BYTES = 8192
 """Of a traceback, from its end: there is what was raised, and where."""
 
+_NAME_LENGTH = 100
+
 _FRAMES = 50
 """More of one stack would hardly fit."""
+
+_MEMBERS = 10_000
+"""Of a group of exceptions, those that are looked at."""
+
+_NAMED_MEMBERS = 3
+"""Of a group of exceptions, those that its message names."""
 
 
 class Retry(Exception):
     """Raised by a handler: it failed, and wants to be tried again after so long.
 
-    It counts as a failure like any other. Without `after_seconds` the usual backoff holds.
+    It counts as a failure like any other. Without `after_seconds` the usual backoff holds; a time
+    below 0 is 0.
+
+    Raises TypeError when `after_seconds` is neither a number nor a timedelta, and ValueError when
+    it is not finite or more than 31,622,400 seconds (366 days). So the handler fails with that
+    error, and the usual backoff holds.
     """
 
-    def __init__(self, message: str = "", *, after_seconds: float | None = None) -> None:
+    after_seconds: float | None = None
+
+    def __init__(
+        self, message: str = "", *, after_seconds: float | timedelta | None = None
+    ) -> None:
         super().__init__(message)
-        self.after_seconds = after_seconds
+        self.after_seconds = _wait(after_seconds)
 
 
 class Permanent(Exception):
     """Raised by a handler: it failed, and another attempt would fail like it."""
 
 
+class TimedOut(Exception):
+    """It ran for longer than it may."""
+
+
+class Verdict(NamedTuple):
+    """What an error says about another attempt."""
+
+    is_permanent: bool = False
+    after_seconds: float | None = None
+    """None is the usual backoff."""
+
+
 class RaisedElsewhere(Exception):
     """Stands for an error of another process, whose class may be known there alone."""
 
-    def __init__(self, name: str, message: str) -> None:
+    def __init__(self, name: str, message: str, traceback: str | None, verdict: Verdict) -> None:
         super().__init__(name, message)
         self.name = name
         self.message = message
+        self.traceback = traceback
+        self.verdict = verdict
+        if traceback is not None:
+            self.add_note(traceback)
 
     def __str__(self) -> str:
         return self.message
 
-
-class TimedOut(Exception):
-    """It ran for longer than it may."""
+    @classmethod
+    def of(cls, error: BaseException) -> RaisedElsewhere:
+        """What another process is told of an error. Raises nothing."""
+        error, verdict = _judged(error)
+        return cls(_name(error), _message(error), trace(error), verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +110,18 @@ class RetryPolicy:
         return RetryPolicy(self.base_seconds if base_seconds is None else base_seconds, max_seconds)
 
     def after_failure(self, claim: Claim, error: BaseException) -> Outcome:
-        """What an attempt that raised `error` comes to."""
+        """What an attempt that raised `error` comes to. Raises nothing, whatever the error is.
+
+        A group of exceptions is judged by what is in it, at any depth: with one Permanent it is
+        permanent; else it waits as long as the longest `after_seconds` of a Retry says.
+        """
+        error, verdict = _judged(error)
         described, traced = describe(error, claim.attempt), trace(error)
         failures = claim.failures + 1
-        if failures >= claim.max_attempts or isinstance(error, Permanent):
+        if failures >= claim.max_attempts or verdict.is_permanent:
             return outcome.failed(described, traced)
-        if isinstance(error, Retry) and error.after_seconds is not None:
-            return outcome.retried(described, max(0.0, error.after_seconds), traced)
+        if verdict.after_seconds is not None:
+            return outcome.retried(described, verdict.after_seconds, traced)
         return outcome.retried(described, self.delay_seconds(failures), traced)
 
     def delay_seconds(self, failures: int) -> float:
@@ -87,28 +131,92 @@ class RetryPolicy:
 
 
 def describe(error: BaseException, attempt: int) -> dict[str, Any]:
-    """An exception as the task's `error` field shows it: never its traceback."""
-    message = _fitting(_text(error)[:MESSAGE_LENGTH]).decode()
-    name = error.name if isinstance(error, RaisedElsewhere) else type(error).__name__
-    return {"type": name, "message": message, "attempt": attempt}
+    """An exception as the task's `error` field shows it: never its traceback. Raises nothing."""
+    return {"type": _name(error), "message": _message(error), "attempt": attempt}
 
 
 def trace(error: BaseException) -> str | None:
-    """The traceback of an exception, as the history of its task shows it."""
+    """The traceback of an exception, as the history of its task shows it; None where it can't be
+    had. Raises nothing."""
+    if _is_a(error, RaisedElsewhere):
+        return error.traceback  # type: ignore[attr-defined,no-any-return]
     try:
-        text = "".join(traceback.format_exception(error, limit=-_FRAMES))
-    except Exception:  # it takes part in its own description
+        parts = traceback.format_exception(error, limit=-_FRAMES)
+    except BaseException:  # it takes part in its own description, and may raise anything
         return None
+    text = ""
+    for part in reversed(parts):  # a message of 10 MB is not looked at as a whole
+        text = part[-TRACEBACK_BYTES:] + text
+        if len(text) >= TRACEBACK_BYTES:
+            break
     return _fitting(text)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")
+
+
+# An exception is code of a user. It may have a `__str__`, a `__class__`, an attribute or a
+# metaclass that raises or lies, so all below asks `type(error)`, and takes the rest with a guard.
+
+
+def _is_a(error: BaseException, *classes: type[BaseException]) -> bool:
+    return issubclass(type(error), classes)
+
+
+def _judged(error: BaseException) -> tuple[BaseException, Verdict]:
+    """The error with what it says about another attempt. One that says it wrong is replaced by an
+    error that tells so."""
+    if _is_a(error, RaisedElsewhere):
+        return error, error.verdict  # type: ignore[attr-defined]
+    try:
+        is_permanent, longest = False, None
+        for each in _members(error):
+            is_permanent = is_permanent or _is_a(each, Permanent)
+            if _is_a(each, Retry) and (wait := _wait(each.after_seconds)) is not None:  # type: ignore[attr-defined]
+                longest = wait if longest is None else max(longest, wait)
+        return error, Verdict(is_permanent, longest)
+    except BaseException as wrong:  # it was set to what its constructor refuses, or can't be read
+        return wrong, Verdict()
+
+
+def _members(error: BaseException) -> Iterator[BaseException]:
+    """All that is in a group, at any depth, in order; or the error itself."""
+    waiting = [error]
+    for _ in range(_MEMBERS):
+        if not waiting:
+            return
+        each = waiting.pop()
+        if _is_a(each, BaseExceptionGroup):
+            waiting += reversed(BaseExceptionGroup.exceptions.__get__(each))
+        else:
+            yield each
+
+
+def _wait(after_seconds: object) -> float | None:
+    return None if after_seconds is None else max(0.0, to_seconds(after_seconds, "after_seconds"))
+
+
+def _name(error: BaseException) -> str:
+    if _is_a(error, RaisedElsewhere):
+        return error.name  # type: ignore[attr-defined,no-any-return]
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return _fitting(name[:_NAME_LENGTH]).decode()
+
+
+def _message(error: BaseException) -> str:
+    text = _text(error)
+    if _is_a(error, BaseExceptionGroup):
+        members = [
+            f"{_name(each)}: {_text(each)}" for each in islice(_members(error), _NAMED_MEMBERS)
+        ]
+        text = f"{text}: {'; '.join(members)}"
+    return _fitting(text[:MESSAGE_LENGTH]).decode()
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str.__getitem__(str(error), slice(MESSAGE_LENGTH))
+    except BaseException:
+        return "This error can't say what it is."
 
 
 def _fitting(text: str) -> bytes:
     """UTF-8 without what does not fit into PostgreSQL's text: NUL and lone surrogates."""
     return text.replace("\0", "").encode("utf-8", "replace")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "This error can't say what it is."

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
+from numbers import Real
 from typing import Any, NamedTuple
 
 import msgspec
@@ -254,6 +256,22 @@ MESSAGE_LENGTH = 500
 """Characters of a message about progress that are kept."""
 
 
+def kept_fraction(fraction: Any) -> float:
+    """From 0 to 1, whatever number it is. Raises TypeError and ValueError for what is none."""
+    if not isinstance(fraction, Real | Decimal):
+        given = type(fraction).__name__
+        raise TypeError(f"The fraction of a progress must be a number, not {given}.")
+    if fraction != fraction:
+        raise ValueError("The fraction of a progress must be a number, not NaN.")
+    return float(min(1, max(0, fraction)))
+
+
+def kept_message(message: str) -> str:
+    """The beginning of it, as text that can be kept. Raises what its `__str__` raises."""
+    text = str.__getitem__(str(message), slice(MESSAGE_LENGTH))
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
 class Progress(NamedTuple):
     """How far a run has come, with the attempt that says so."""
 
@@ -264,10 +282,8 @@ class Progress(NamedTuple):
 
     @classmethod
     def of(cls, claim: Claim, fraction: float, message: str) -> Progress:
-        """What is kept of a report, whatever a handler says."""
-        fraction = min(1.0, max(0.0, float(fraction)))
-        text = str(message)[:MESSAGE_LENGTH].encode("utf-8", "replace").decode()
-        return cls(claim.id, claim.attempt, fraction, text)
+        """What is kept of a report. Raises what `kept_fraction` and `kept_message` raise."""
+        return cls(claim.id, claim.attempt, kept_fraction(fraction), kept_message(message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import traceback
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tasksvc import logs
-from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry
+from tasksvc.domain.retry import RaisedElsewhere
 from tasksvc.domain.task import Claim
 from tasksvc.handlers.context import SyncContext, deadline
 
@@ -41,13 +40,13 @@ def run(theirs: Connection, where: tuple[str, str], claim: Claim, level: int) ->
             lambda fraction, message: send("progress", fraction, message),
             lambda: False,
         )
-        answer: tuple[str, Any] = ("result", function(claim.content, context))
+        answer: tuple[Any, ...] = ("result", function(claim.content, context))
     except BaseException as error:
-        answer = ("error", _portable(error))
+        answer = ("error", *_told(error))
     try:
         send(*answer)
     except Exception as error:  # it can't be pickled
-        send("error", _portable(error))
+        send("error", *_told(error))
 
 
 def _end_with(theirs: Connection) -> None:
@@ -57,15 +56,7 @@ def _end_with(theirs: Connection) -> None:
     os._exit(1)
 
 
-def _portable(error: BaseException) -> Exception:
-    """The error as the service may raise it: of a class that it knows, with the traceback as a
-    note."""
-    told: Exception
-    if isinstance(error, Retry):
-        told = Retry(str(error), after_seconds=error.after_seconds)
-    elif isinstance(error, Permanent):
-        told = Permanent(str(error))
-    else:
-        told = RaisedElsewhere(type(error).__name__, str(error))
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+def _told(error: BaseException) -> tuple[Any, ...]:
+    """The error in what any process can read."""
+    told = RaisedElsewhere.of(error)
+    return told.name, told.message, told.traceback, tuple(told.verdict)

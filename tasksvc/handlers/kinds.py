@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib import import_module
 from importlib.metadata import entry_points
-from math import inf
 from typing import Any, Literal, TypeVar, get_args
 
+from tasksvc.domain.retry import describe
+from tasksvc.domain.seconds import MAX_SECONDS, to_seconds
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler
 
 GROUP = "tasksvc.handlers"
 """The entry points of packages that bring handlers."""
+
+MAX_ATTEMPTS = 1000
+MAX_CONCURRENCY = 10_000
 
 RunIn = Literal["loop", "thread", "process"]
 
@@ -23,25 +29,32 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MARK = "__tasksvc_kind__"
 
-_MAX_CONCURRENCY = 10_000
+_marks: list[weakref.ref[Declared]] = []
+"""All that were made, while their functions are there."""
 
 
 class HandlersError(Exception):
     """The handlers can't be used. One line says which, and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Declared:
-    """A function that `handler` was put on."""
+    """A function that `handler` was put on, with what it was told."""
 
     kind: str
     function: Callable[..., Any]
+    """What runs: after `load`, what the module holds under that name, with the decorators that
+    stand above `@handler`."""
     run_in: RunIn
-    timeout_seconds: float | None
-    max_attempts: int | None
-    retry_base_seconds: float | None
-    retry_max_seconds: float | None
+    timeout_seconds: float | None = None
+    max_attempts: int | None = None
+    retry_base_seconds: float | None = None
+    retry_max_seconds: float | None = None
     concurrency: int | None = None
+    module: str = ""
+    """Where `load` has found it, for another process: `package.module` …"""
+    name: str = ""
+    """… and what it is called there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +91,10 @@ def handler(
     kind: str,
     *,
     run_in: RunIn | None = None,
-    timeout_seconds: float | None = None,
+    timeout_seconds: float | timedelta | None = None,
     max_attempts: int | None = None,
-    retry_base_seconds: float | None = None,
-    retry_max_seconds: float | None = None,
+    retry_base_seconds: float | timedelta | None = None,
+    retry_max_seconds: float | timedelta | None = None,
     concurrency: int | None = None,
 ) -> Callable[[Function], Function]:
     """Makes a function the handler of a kind of task; the function stays what it is.
@@ -91,33 +104,32 @@ def handler(
     `run_in="process"` is for work that holds the CPU. What it returns, as JSON, is the task's
     result. `concurrency` bounds how many of its tasks run in one process of the service at a time.
 
-    Raises HandlersError: one of the arguments will not do.
+    Times are a number of seconds or a timedelta, at most 31,622,400 seconds (366 days).
+
+    Raises HandlersError: one of the arguments will not do, or it is no function that can run.
     """
 
     def declare(function: Function) -> Function:
-        is_async = inspect.iscoroutinefunction(function)
-        where = run_in or ("loop" if is_async else "thread")
-        name = f"{function.__module__}.{function.__qualname__}"
-        _check(kind, function, name, where, is_async=is_async)
-        if timeout_seconds is not None and not timeout_seconds > 0:
+        name = _named(function)
+        where = run_in or ("loop" if _is_async(function) else "thread")
+        _check(kind, function, name, where)
+        timeout = _seconds(name, "timeout_seconds", timeout_seconds)
+        if timeout is not None and not timeout > 0:
             raise HandlersError(f"{name}: timeout_seconds must be above 0.")
-        if max_attempts is not None and not 1 <= max_attempts <= 1000:
-            raise HandlersError(f"{name}: max_attempts must be from 1 to 1000.")
-        _check_backoff(name, retry_base_seconds, retry_max_seconds)
-        is_count = isinstance(concurrency, int) and not isinstance(concurrency, bool)
-        if concurrency is not None and not (is_count and 1 <= concurrency <= _MAX_CONCURRENCY):
-            raise HandlersError(f"{name}: concurrency must be from 1 to {_MAX_CONCURRENCY}.")
-        declared = Declared(
-            kind,
-            function,
-            where,
-            timeout_seconds,
-            max_attempts,
-            retry_base_seconds,
-            retry_max_seconds,
-            concurrency,
-        )
-        setattr(function, _MARK, declared)
+        base = _seconds(name, "retry_base_seconds", retry_base_seconds)
+        bound = _seconds(name, "retry_max_seconds", retry_max_seconds)
+        if not 0 <= (base or 0.0) <= (MAX_SECONDS if bound is None else bound):
+            raise HandlersError(f"{name}: 0 <= retry_base_seconds <= retry_max_seconds must hold.")
+        if (other := _declared(function)) is not None and other.function is function:
+            raise HandlersError(f"{name}: it has a @handler already, for {other.kind!r}.")
+        _check_count(name, "max_attempts", max_attempts, MAX_ATTEMPTS)
+        _check_count(name, "concurrency", concurrency, MAX_CONCURRENCY)
+        declared = Declared(kind, function, where, timeout, max_attempts, base, bound, concurrency)
+        try:
+            setattr(function, _MARK, declared)
+        except AttributeError:
+            raise HandlersError(f"{name}: a handler must be a function.") from None
+        _marks.append(weakref.ref(declared, _marks.remove))
         return function
 
     return declare
@@ -137,37 +149,43 @@ def declared_on(function: Callable[..., Any]) -> Declared:
 def load(modules: Iterable[str]) -> dict[str, Declared]:
     """The handlers of the modules, and of the packages that are installed, by their kinds.
 
-    Raises HandlersError: a module can't be imported, or two handlers want the same kind.
+    To be called before a loop runs: a module may use `asyncio.run` when it is imported.
+
+    Raises HandlersError: a module can't be imported, two handlers want the same kind, or one can't
+    run as it stands in its module.
     """
     found: dict[str, Declared] = {}
     for name in modules:
-        _collect(found, _import(name), f"TASKSVC_HANDLERS: {name}")
+        _collect(found, name, f"TASKSVC_HANDLERS: {name}")
     for entry in entry_points(group=GROUP):
-        _collect(found, _import(entry.value), f"Entry point {entry.name}")
+        _collect(found, entry.value, f"Entry point {entry.name}: {entry.value}")
     return found
 
 
 def _declared(value: object) -> Declared | None:
-    mark = getattr(value, _MARK, None)
+    try:
+        mark = getattr(value, _MARK, None)
+    except Exception:  # an object that is not ready yet, like a request outside of a request
+        return None
     return mark if isinstance(mark, Declared) else None
 
 
-def _import(name: str) -> Any:
+def _import(name: str, source: str) -> Any:
     try:
         if ":" in name:
             return pkgutil.resolve_name(name)
         return import_module(name)
     except HandlersError:
         raise
-    except Exception as error:  # whatever a module does when it is imported
-        reason = " ".join(str(error).split())
-        raise HandlersError(
-            f"TASKSVC_HANDLERS: {name} can't be imported: {type(error).__name__}: {reason}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        told = describe(error, attempt=0)
+        reason = " ".join(told["message"].split())
+        raise HandlersError(f"{source} can't be imported: {told['type']}: {reason}") from error
 
 
-def _collect(found: dict[str, Declared], module: Any, source: str) -> None:
-    declared = [each for value in vars(module).values() if (each := _declared(value))]
+def _collect(found: dict[str, Declared], name: str, source: str) -> None:
+    module = _import(name, source)
+    declared = _in_namespace(module, name)
     if not declared:
         raise HandlersError(f"{source} has no handler.")
     for each in declared:
@@ -176,22 +194,89 @@ def _collect(found: dict[str, Declared], module: Any, source: str) -> None:
             raise HandlersError(f"{source}: the kind {each.kind!r} has a handler already.")
 
 
-def _check_backoff(name: str, base_seconds: float | None, max_seconds: float | None) -> None:
-    base, bound = base_seconds or 0.0, inf if max_seconds is None else max_seconds
-    if not 0 <= base <= bound:
-        raise HandlersError(f"{name}: 0 <= retry_base_seconds <= retry_max_seconds must hold.")
+def _in_namespace(module: Any, path: str) -> list[Declared]:
+    """The handlers of a module, each with what stands there under its name: decorators above
+    `@handler` are part of it. `path` is what leads to the module."""
+    names: dict[int, list[str]] = {}
+    marks: dict[int, Declared] = {}
+    for name, value in list(vars(module).items()):
+        if (mark := _declared(value)) is not None:
+            marks[id(mark)] = mark
+            names.setdefault(id(mark), []).append(name)
+    found = []
+    for key, mark in marks.items():
+        # A function may stand there a second time, with another decorator and under another name.
+        own = getattr(mark.function, "__name__", "")
+        name = own if own in names[key] else names[key][0]
+        function = vars(module)[name]
+        if function is not mark.function:
+            _check_shape(_named(function), function, mark.run_in, is_outer=True)
+        found.append(replace(mark, function=function, module=path, name=name))
+    for reference in list(_marks):
+        mark = reference()
+        if mark is not None and id(mark) not in marks and _is_of(mark.function, module):
+            raise HandlersError(
+                f"{_named(mark.function)}: a decorator above @handler hides it. "
+                "It needs functools.wraps, or @handler above it."
+            )
+    return found
 
 
-def _check(
-    kind: str, function: Callable[..., Any], name: str, where: str, *, is_async: bool
-) -> None:
+def _is_of(function: Any, module: Any) -> bool:
+    """Whether it was defined at the top of the module."""
+    is_there = getattr(function, "__module__", None) == getattr(module, "__name__", "")
+    return is_there and "." not in getattr(function, "__qualname__", ".")
+
+
+def _named(function: Any) -> str:
+    """How errors name it."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    return f"{module}.{name}" if module else str(name)
+
+
+def _is_async(function: Any) -> bool:
+    if inspect.iscoroutinefunction(function):
+        return True
+    return callable(function) and inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _seconds(name: str, argument: str, value: object) -> float | None:
+    try:
+        return None if value is None else to_seconds(value, argument)
+    except (TypeError, ValueError) as error:
+        raise HandlersError(f"{name}: {error}") from None
+
+
+def _check_count(name: str, argument: str, value: object, most: int) -> None:
+    if value is None:
+        return
+    if type(value) is not int or not 1 <= value <= most:
+        raise HandlersError(f"{name}: {argument} must be from 1 to {most}.")
+
+
+def _check(kind: str, function: Callable[..., Any], name: str, where: str) -> None:
     if not (isinstance(kind, str) and 0 < len(kind) <= 100 and kind.isprintable()):
         raise HandlersError(f"{name}: a kind is a word of at most 100 characters.")
     if where not in get_args(RunIn):
         raise HandlersError(f"{name}: run_in must be one of: {', '.join(get_args(RunIn))}.")
-    if is_async != (where == "loop"):
+    _check_shape(name, function, where, is_outer=False)
+    if _is_async(function) != (where == "loop"):
         raise HandlersError(f"{name}: async def runs on the loop, and only async def does.")
+
+
+def _check_shape(name: str, function: Any, where: str, *, is_outer: bool) -> None:
+    """Refuses what can be seen not to run."""
+    if isinstance(function, staticmethod | classmethod | type) or not callable(function):
+        raise HandlersError(f"{name}: a handler must be a function.")
+    qualified = getattr(function, "__qualname__", "")
+    if "." in qualified.rpartition("<locals>.")[2]:
+        raise HandlersError(f"{name}: a handler must be a function of a module, and no method.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise HandlersError(f"{name}: a handler must return its result, and not yield.")
+    if is_outer and where != "loop" and _is_async(function):
+        raise HandlersError(f"{name}: a decorator makes it async def; put @handler above it.")
     try:
-        inspect.signature(function).bind("content", "context")
-    except TypeError:
+        inspect.signature(function, follow_wrapped=False).bind("content", "context")
+    except (TypeError, ValueError):
         raise HandlersError(f"{name}: a handler takes (content, context).") from None

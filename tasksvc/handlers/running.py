@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tasksvc import logs
+from tasksvc.domain.retry import RaisedElsewhere, Verdict
 from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler, child
 from tasksvc.handlers.context import Context, Report, SyncContext, deadline
@@ -130,8 +131,8 @@ class Runners:
                     logs.write(line)
                 case ("result", result):
                     return result
-                case ("error", error):
-                    raise error
+                case ("error", name, message, traceback, verdict):
+                    raise RaisedElsewhere(name, message, traceback, Verdict(*verdict))
 
 
 def _call(

@@ -21,6 +21,7 @@ from marshmallow.validate import Length, Range, Regexp
 
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import TaskNotFound
+from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import (
     NO_OPTIONS,
     Filter,
@@ -35,7 +36,6 @@ from tasksvc.web.quick import Reader, without_nul
 
 MAX_ERRORS = 10
 MAX_NAME_LENGTH = 50
-MAX_SECONDS = 366 * 86_400.0
 MAX_TASKS = 1000
 """In one `POST /tasks`, and in one step of a cancel or a retry by filter."""
 MAX_PAGE = 100

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,7 +87,7 @@ async def test_what_a_handler_returns_is_the_result(
     assert await make_executor(handler, metrics).execute(make_run()) == completed(text)
 
 
-@pytest.mark.parametrize("result", ["x" * 19, object(), {1: 2}, 2**70, "\ud800", {"a": b"x"}])
+@pytest.mark.parametrize("result", ["x" * 19, object(), {(1, 2): 3}, 10**20, "\ud800"])
 async def test_result_that_cannot_be_kept_fails_for_good(metrics: Metrics, result: Any) -> None:
     async def handler(claim: Claim) -> Any:
         return result
@@ -119,6 +122,27 @@ async def test_handler_that_takes_too_long_is_stopped_and_charged(metrics: Metri
         "message": "It ran for longer than 0.01 s.",
         "attempt": 1,
     }
+
+
+@pytest.mark.parametrize("holds_the_loop", [False, True])
+async def test_time_out_that_the_handler_swallows_is_one(
+    metrics: Metrics, holds_the_loop: bool
+) -> None:
+    async def handler(claim: Claim) -> str:
+        if holds_the_loop:
+            time.sleep(0.02)  # noqa: ASYNC251
+        else:
+            with suppress(asyncio.CancelledError):
+                await sleeps(claim)
+        return "done"
+
+    run = make_run()
+    run.claim = run.claim._replace(timeout_seconds=0.01)
+    result = await make_executor(handler, metrics).execute(run)
+
+    assert result is not None
+    assert result.error is not None
+    assert (result.error["type"], result.is_charged) == ("TimedOut", True)
 
 
 async def test_time_out_of_the_handlers_own_stays_its_own(metrics: Metrics) -> None:
@@ -168,6 +192,48 @@ async def test_bounds_of_a_task_go_before_those_of_its_kind_and_of_the_service(
 
     assert result is not None
     assert result.delay_seconds == expected
+
+
+async def test_error_outside_of_the_handler_is_a_failure_of_the_task(metrics: Metrics) -> None:
+    run = make_run()
+    run.claim = run.claim._replace(kind="unknown here")
+    result = await make_executor(sleeps, metrics).execute(run)
+
+    assert result is not None
+    assert (result.status, result.is_charged) == (Status.PENDING, True)
+    assert result.error == {"type": "KeyError", "message": "'unknown here'", "attempt": 1}
+
+
+@pytest.mark.parametrize("failure", [RecursionError(), SystemExit(3)], ids=lambda each: str(each))
+async def test_error_that_can_not_be_logged_is_a_failure_like_any_other(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    logged: list[dict[str, Any]] = []
+
+    def warning(event: str, **values: Any) -> None:
+        if "exc_info" in values:
+            raise failure
+        logged.append(values)
+
+    monkeypatch.setattr("tasksvc.consumers.executor.log", SimpleNamespace(warning=warning))
+    result = await make_executor(raises(ValueError("no")), metrics).execute(make_run())
+
+    assert result is not None
+    assert result.error == {"type": "ValueError", "message": "no", "attempt": 1}
+    assert len(logged) == 1
+
+
+async def test_result_that_will_not_do_is_a_failure_also_at_shutdown(metrics: Metrics) -> None:
+    run = make_run()
+    run.stop_reason = StopReason.SHUTDOWN
+
+    async def handler(claim: Claim) -> object:
+        return object()
+
+    result = await make_executor(handler, metrics).execute(run)
+
+    assert result is not None
+    assert result.status is Status.FAILED
 
 
 async def stopped(handler: Handler, reason: StopReason, metrics: Metrics) -> Outcome | None:

@@ -13,7 +13,7 @@ import pytest
 
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.running import Run
-from tasksvc.domain.retry import Permanent, RaisedElsewhere, RetryPolicy, describe, trace
+from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, Verdict, describe, trace
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind, load
@@ -205,12 +205,15 @@ async def test_error_of_a_process_keeps_its_name_and_its_traceback(
     traced = trace(raised.value)
     assert traced is not None
     assert "in fail_in_a_process\n" in traced
-    assert traced.endswith("tests.handlers.shop.Unheard: why\n\n")
+    assert traced.endswith("tests.handlers.shop.Unheard: why\n")
 
 
 async def test_process_may_say_that_it_is_no_use(handlers: dict[str, Handler]) -> None:
-    with pytest.raises(Permanent, match="no use"):
+    with pytest.raises(RaisedElsewhere, match="no use") as raised:
         await call(handlers, "fail-process", "permanent")
+
+    assert raised.value.verdict == Verdict(is_permanent=True)
+    assert describe(raised.value, 1)["type"] == "Permanent"
 
 
 async def test_process_that_dies_fails_its_task_alone(handlers: dict[str, Handler]) -> None:
