@@ -164,6 +164,9 @@ class Metrics:
         self.tasks_rescued = self._count(
             "tasksvc_tasks_rescued_total", "Tasks taken back from workers that died"
         )
+        self.tasks_released = self._count(
+            "tasksvc_tasks_released_total", "Runs that were handed back without a charge"
+        )
         self.results_fenced = self._count(
             "tasksvc_results_fenced_total", "Results refused: the attempt was no longer current"
         )

@@ -49,7 +49,11 @@ class Rescue:
         """
         # While PostgreSQL was away, or its workers were locked, nobody could renew a lease. Who
         # lives has another one for it: an answer that it waits for may have to time out first.
-        settled_seconds = min(self._store.up_seconds, time.monotonic() - self._unasked_at)
+        settled_seconds = min(
+            self._store.up_seconds,
+            self._worker.steady_seconds,
+            time.monotonic() - self._unasked_at,
+        )
         if settled_seconds < self._lease_seconds:
             return self._lease_seconds - settled_seconds
         listeners = await self._listeners()

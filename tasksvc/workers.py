@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import structlog
@@ -98,8 +99,11 @@ class WorkerService:
         self.id: str | None = None
         """Who this process is while it holds a lease."""
         self._held: dict[str, Claim | None] = {}  # None while the claim is under way
-        self._doubtful_until = 0.0
+        self._epoch = 0
+        self._asked_epoch = 0
+        self._doubtful: set[str] = set()  # what claims may have taken, or may still take, unnoticed
         self._must_settle = False
+        self._steady_since = -inf  # no renewal has failed yet
         self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
         """Told of held tasks that are this worker's no longer: canceled, or rescued."""
         self.starting_kinds: Collection[str] = frozenset(kinds)
@@ -129,6 +133,8 @@ class WorkerService:
         name = f"{socket.gethostname()}:{os.getpid()}"
         await self._store.register_worker(id, name, self._lease_seconds, self._kinds)
         self.id = id
+        self._epoch = self._asked_epoch = 0
+        self._doubtful.clear()  # what another worker took is taken back by the rescuer
         log.info("Registered", action="registered", worker_id=id)
 
     async def renew_lease(self) -> int:
@@ -144,15 +150,25 @@ class WorkerService:
             async with asyncio.timeout(self._lease_seconds / 3):
                 is_renewed, lost = await self._store.renew_lease(self.id, held, self._lease_seconds)
         except TimeoutError:
+            self._steady_since = time.monotonic()
             raise StoreUnavailable from None
+        except Unavailable:
+            self._steady_since = time.monotonic()
+            raise
         if not is_renewed:
             self.on_lost(list(held))
             raise LeaseLost
         count = self._stop_lost(lost, held)
-        if time.monotonic() < self._doubtful_until:
+        if self._doubtful:
             self._must_settle = True
             self._spawn(self._settle())
         return count
+
+    @property
+    def steady_seconds(self) -> float:
+        """How long every renewal of the lease has come through; without end in a process that has
+        no lease to renew."""
+        return inf if self.id is None else time.monotonic() - self._steady_since
 
     async def stop_lost(self, ids: Sequence[str]) -> int:
         """Stops those of the tasks that run here and that, as PostgreSQL says, are no longer this
@@ -175,6 +191,7 @@ class WorkerService:
         self._held.clear()
         if released:
             log.info("Handed back", action="released", tasks=len(released))
+            self._metrics.tasks_released.add(len(released))
         await self._store.forget_workers([id])
         await self._publisher.take_back(id)
         with suppress(StreamUnavailable):
@@ -210,7 +227,7 @@ class WorkerService:
             found = await self._claims.join_all(wanted)
             claims = [claim for claim in found if isinstance(claim, Claim)]
         except BaseException:
-            self._doubt()
+            self._doubtful.update(wanted)
             raise
         finally:
             for id in wanted:
@@ -228,7 +245,7 @@ class WorkerService:
         if take is None or worker_id is None:
             yield Taking(None)
             return
-        taking = Taking(Hold(worker_id, frozenset(ids)))
+        taking = Taking(Hold(worker_id, frozenset(ids), self._epoch))
         claims: Sequence[Claim] = ()
         run_again = self._store.claims_run_again
         self._held.update(dict.fromkeys(ids))
@@ -239,11 +256,11 @@ class WorkerService:
         except ContentRefused:
             raise  # nothing took effect
         except BaseException:
-            self._doubt()
+            self._doubtful.update(ids)
             raise
         finally:
             if self._store.claims_run_again > run_again:
-                self._doubt()
+                self._doubtful.update(ids)
             for id in ids:
                 self._held.pop(id, None)
             self._keep(claims)
@@ -346,14 +363,14 @@ class WorkerService:
         if self._must_settle:
             # Here no other claim of this process is under way.
             self._must_settle = False
-            if released := await self._store.release_tasks(worker_id, self._held):
-                log.warning("Handed back", action="settled", tasks=len(released))
+            await self._hand_back_doubtful(worker_id)
         if not ids:
             return []
         run_again = self._store.claims_run_again
-        claimed = {claim.id: claim for claim in await self._store.claim_tasks(worker_id, ids)}
+        claims = await self._store.claim_tasks(worker_id, ids, self._epoch)
+        claimed = {claim.id: claim for claim in claims}
         if self._store.claims_run_again > run_again:
-            self._doubt()
+            self._doubtful.update(ids)
         if not claimed:  # all of them taken elsewhere, or this worker was declared dead?
             is_renewed, _ = await self._store.renew_lease(worker_id, {}, self._lease_seconds)
             if not is_renewed:
@@ -393,10 +410,23 @@ class WorkerService:
             self._held[claim.id] = claim
             self._metrics.task_wait_seconds[claim.priority](max(0.0, claim.waited_seconds))
 
-    def _doubt(self) -> None:
-        """A claim may have taken, or may still take, what nobody here knows of."""
-        doubt_seconds = self._store.longest_statement_seconds + self._lease_seconds
-        self._doubtful_until = time.monotonic() + doubt_seconds
+    async def _hand_back_doubtful(self, worker_id: str) -> None:
+        """Refuses claims that may still come, and hands back what such claims have taken unnoticed.
+
+        Raises LeaseLost when the worker was declared dead.
+        """
+        doubtful = frozenset(self._doubtful)
+        self._asked_epoch += 1
+        epoch = await self._store.begin_epoch(worker_id, self._asked_epoch)
+        if epoch is None:
+            raise LeaseLost
+        self._epoch = epoch
+        unknown = doubtful - self._held.keys()
+        if released := await self._store.release_tasks(worker_id, unknown):
+            self._metrics.tasks_released.add(len(released))
+            self._publisher.on_due_in(0.0)
+            log.warning("Handed back", action="settled", tasks=len(released))
+        self._doubtful -= doubtful
 
     async def _settle(self) -> None:
         """Has the claims' group hand back what the database says that this worker holds, and it
@@ -410,7 +440,9 @@ class WorkerService:
             log.info("Too late", action="fenced", task_id=finish.id, attempt=finish.attempt)
         elif finish.outcome.status is Status.COMPLETED:
             self._metrics.task_processing_successes.add()
-        elif finish.outcome.is_charged:
+        elif not finish.outcome.is_charged:
+            self._metrics.tasks_released.add()
+        else:
             self._metrics.task_processing_fails.add()
             self._attempts_failed[finish.kind, finish.outcome.status].add()
 

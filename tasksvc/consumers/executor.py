@@ -11,7 +11,7 @@ import structlog
 from tasksvc import logs
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome
+from tasksvc.domain.outcome import COMPLETED, Outcome
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim
 from tasksvc.handlers.kinds import Kind
@@ -59,7 +59,8 @@ class Executor:
         was canceled before its first step, or whose coroutine was closed. Raises nothing."""
         if run.stop_reason is not None and type(error) is not ResultRefused:
             # Whatever it made of its cancellation.
-            return None if run.stop_reason is StopReason.LOST else RELEASED
+            claim, is_lost = run.claim, run.stop_reason is StopReason.LOST
+            return None if is_lost else outcome.released(claim.attempt - claim.failures)
         then = self._retry_of(run).after_failure(run.claim, error)
         try:
             log.warning("Handler failed", action="handler_failed", then=then.status, exc_info=error)

@@ -28,7 +28,24 @@ COMPLETED = Outcome(Status.COMPLETED)
 """The handler returned nothing, and has done its work."""
 
 RELEASED = Outcome(Status.PENDING)
-"""Handed back at shutdown: it starts elsewhere at once, and nobody is charged."""
+"""Handed back at shutdown: it starts elsewhere at once, and is not charged."""
+
+FREE_RELEASES = 3
+"""So often a task may be handed back and start again at once, whatever ended its worker."""
+
+LONGEST_RELEASE_SECONDS = 60.0
+"""The longest wait of a task that was handed back more often, which doubles each time."""
+
+
+def released(uncharged: int) -> Outcome:
+    """Handed back at shutdown, after so many attempts that were not charged, this one among them.
+
+    A task that ends its worker in good order is never charged, and must not run at full speed.
+    """
+    if uncharged <= FREE_RELEASES:
+        return RELEASED
+    delay_seconds = min(LONGEST_RELEASE_SECONDS, 2.0 ** min(30, uncharged - FREE_RELEASES))
+    return Outcome(Status.PENDING, delay_seconds=delay_seconds)
 
 
 def completed(result: str) -> Outcome:

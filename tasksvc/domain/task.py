@@ -177,6 +177,8 @@ class Hold(NamedTuple):
 
     worker_id: str
     ids: frozenset[str]
+    epoch: int = 0
+    """Of the worker: in a later one the hold does not count."""
 
 
 class Filter(NamedTuple):

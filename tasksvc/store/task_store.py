@@ -11,7 +11,7 @@ import orjson
 
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
 from tasksvc.domain.errors import AlreadyThere
-from tasksvc.domain.outcome import Finish
+from tasksvc.domain.outcome import FREE_RELEASES, LONGEST_RELEASE_SECONDS, Finish
 from tasksvc.domain.task import (
     DEFAULT_KIND,
     DEFAULT_LANE,
@@ -91,11 +91,6 @@ class TaskStore(Store):
         super().__init__(database, "tasks.sql", _SESSIONS)
 
     @property
-    def longest_statement_seconds(self) -> float:
-        """By then, whatever was sent to PostgreSQL is over there too."""
-        return self._database.longest_statement_seconds
-
-    @property
     def up_seconds(self) -> float:
         """How long PostgreSQL has answered without a break, as far as is known here."""
         return self._database.up_seconds
@@ -131,6 +126,7 @@ class TaskStore(Store):
                 "insert",
                 "insert_held_tasks",
                 worker_id=hold.worker_id,
+                epoch=hold.epoch,
                 held=plain_array(task.id in hold.ids for task in tasks),
                 **_new(tasks),
             )
@@ -153,6 +149,7 @@ class TaskStore(Store):
             "special",
             "insert_fresh_tasks",
             worker_id=hold and hold.worker_id,
+            epoch=hold and hold.epoch,
             tasks=documents(tasks, hold.ids if hold else ()),
         )
         made = {id: (created_at, run_at) for id, created_at, run_at, _ in rows}
@@ -214,8 +211,11 @@ class TaskStore(Store):
         rows = await self._run("duty", "find_due_tasks", limit=limit, kinds=text_array(kinds))
         return [(id, kind) for id, kind in rows]
 
-    async def claim_tasks(self, worker_id: str, ids: Sequence[str]) -> list[Claim]:
-        rows = await self._run("claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids))
+    async def claim_tasks(self, worker_id: str, ids: Sequence[str], epoch: int = 0) -> list[Claim]:
+        """Those of the tasks that the worker holds now; none if it has begun a later epoch."""
+        rows = await self._run(
+            "claim", "claim_tasks", worker_id=worker_id, ids=plain_array(ids), epoch=epoch
+        )
         return [Claim(*row) for row in rows]
 
     async def unpublish_refused_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
@@ -277,10 +277,25 @@ class TaskStore(Store):
         rows = await self._run("finish", "find_finished_tasks", **_attempts(finishes))
         return [id for (id,) in rows]
 
-    async def release_tasks(self, worker_id: str, kept: Iterable[str] = ()) -> list[str]:
-        """What the worker holds and does not keep."""
+    async def begin_epoch(self, worker_id: str, epoch: int) -> int | None:
+        """Refuses claims of the worker's earlier epochs that may still come. Returns the epoch that
+        holds now; None when the worker was declared dead."""
+        # On the session of the claims: it is their line that has to be empty.
+        rows = await self._run("claim", "begin_epoch", worker_id=worker_id, epoch=epoch)
+        return rows[0][0] if rows else None
+
+    async def release_tasks(self, worker_id: str, ids: Iterable[str] | None = None) -> list[str]:
+        """Hands back what the worker holds, or those of the ids that it holds. Returns their ids.
+
+        The ids are those of claims in doubt, and are handed back by the session of the claims.
+        """
         rows = await self._run(
-            "lease", "release_tasks", worker_id=worker_id, kept=plain_array(kept)
+            "lease" if ids is None else "claim",
+            "release_tasks",
+            worker_id=worker_id,
+            ids=None if ids is None else plain_array(ids),
+            free=FREE_RELEASES,
+            longest=LONGEST_RELEASE_SECONDS,
         )
         return [id for (id,) in rows]
 

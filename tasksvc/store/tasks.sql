@@ -19,7 +19,8 @@ RETURNING id, created_at;
 -- (nothing) -> processing: the same for a worker of the same process that has nothing else to do, those of them that it is to
 -- hold. They are pending if it was declared dead; the lock on its row is that of claim_tasks.
 WITH holder AS (
-    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+    SELECT id FROM worker
+    WHERE id = %(worker_id)s::uuid AND epoch = %(epoch)s::int AND lapsed_at IS NULL FOR KEY SHARE
 )
 INSERT INTO task (
     id, content, max_attempts, traceparent, published_at, created_at, worker_id, status, attempt, updated_at
@@ -48,7 +49,8 @@ WITH new AS (
     SELECT key, decode(fingerprint, 'hex'), id FROM new WHERE key IS NOT NULL ORDER BY key
     RETURNING key
 ), holder AS (
-    SELECT id FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+    SELECT id FROM worker
+    WHERE id = %(worker_id)s::uuid AND epoch = %(epoch)s::int AND lapsed_at IS NULL FOR KEY SHARE
 )
 INSERT INTO task (
     id, content, max_attempts, traceparent, published_at, created_at, due_at, timeout_seconds, expires_at, kind, priority,
@@ -230,9 +232,11 @@ ORDER BY lane.priority, due.due_at LIMIT %(limit)s;
 -- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, of a kind
 -- that the worker does not serve, or in a queue that is paused or at its limit.
 -- One that this worker holds already was claimed by a call whose answer was lost: it comes back with its attempt.
--- The lock on the worker's row keeps the rescuer from declaring it dead half way.
+-- The lock on the worker's row keeps the rescuer from declaring it dead half way. It lets the lease be renewed: a commit may
+-- wait for a standby for longer than the lease.
 WITH holder AS (
-    SELECT id, kinds FROM worker WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL FOR SHARE
+    SELECT id, kinds FROM worker
+    WHERE id = %(worker_id)s::uuid AND epoch = %(epoch)s::int AND lapsed_at IS NULL FOR KEY SHARE
 ), wanted AS (
     SELECT task.id, task.status, task.queue FROM task, holder
     WHERE task.id = ANY(%(ids)s::uuid[])
@@ -336,12 +340,12 @@ JOIN unnest(%(ids)s::uuid[], %(attempts)s::int[], %(statuses)s::task_status[]) A
 USING (id, attempt, status);
 
 -- release_tasks --
--- processing -> pending: all that a worker still holds when it stops, or that it does not know to hold. Nobody is
--- charged.
+-- processing -> pending: all that a worker still holds when it stops, or, of some ids, what it does not know to hold. Nobody
+-- is charged. What is handed back again and again waits for longer each time.
 WITH held AS (
-    SELECT id, attempt, worker_id, coalesce(started_at, updated_at) AS started FROM task
+    SELECT id, attempt, failures, worker_id, coalesce(started_at, updated_at) AS started FROM task
     WHERE finished_at IS NULL AND status = 'processing' AND worker_id = %(worker_id)s::uuid
-      AND id <> ALL(%(kept)s::uuid[])
+      AND (%(ids)s::uuid[] IS NULL OR id = ANY(%(ids)s::uuid[]))
     ORDER BY id FOR UPDATE
 ), ended AS (
     INSERT INTO attempt (task_id, attempt, started_at, worker, outcome)
@@ -350,7 +354,10 @@ WITH held AS (
     ON CONFLICT DO NOTHING
 )
 UPDATE task SET
-    status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), due_at = clock_timestamp(), published_at = NULL
+    status = 'pending', worker_id = NULL, updated_at = clock_timestamp(), published_at = NULL,
+    due_at = clock_timestamp() + make_interval(secs => CASE
+        WHEN held.attempt - held.failures > %(free)s::int
+        THEN least(%(longest)s::float8, 2.0 ^ least(30, held.attempt - held.failures - %(free)s::int)) ELSE 0 END)
 FROM held WHERE task.id = held.id
 RETURNING task.id;
 
@@ -496,8 +503,8 @@ WHERE (task.status, task.attempt, task.worker_id)
 
 -- lapse_workers --
 -- Declares dead whose lease ran out, except the worker that asks: it lives. One row: all the dead, the others, and the
--- seconds until the next lease of one of those could run out (NULL: nobody else is there). If it had to wait for a lock
--- itself it declares nobody dead: their renewals wait for it too.
+-- seconds until the next lease of one of those could run out (NULL: nobody else is there). It waits for their claims that
+-- are under way. If it had to wait for a lock it declares nobody dead: their renewals may wait for it too.
 WITH other AS (
     SELECT id, lapsed_at, expires_at FROM worker WHERE id IS DISTINCT FROM %(worker_id)s::uuid
 ), lapsed AS (
@@ -512,6 +519,12 @@ SELECT
     ARRAY(SELECT id::text FROM other WHERE lapsed_at IS NULL AND id NOT IN (SELECT id FROM lapsed)),
     (SELECT extract(epoch FROM min(expires_at) - statement_timestamp())::float8 FROM other
      WHERE lapsed_at IS NULL AND expires_at >= statement_timestamp());
+
+-- begin_epoch --
+-- Refuses the claims of earlier epochs that may still come, and waits for those that are under way. No row when the worker
+-- was declared dead. A late repetition changes nothing.
+UPDATE worker SET epoch = greatest(epoch, %(epoch)s::int) WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL
+RETURNING epoch;
 
 -- retire_worker --
 -- From here on it claims nothing: this waits for its claims that are under way, and refuses those that come later.

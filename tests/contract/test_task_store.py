@@ -28,7 +28,7 @@ from tasksvc.domain.task import (
     Task,
 )
 from tasksvc.store.task_store import TaskStore
-from tests.harness import ago, eventually
+from tests.harness import ago, eventually, query
 
 HOUR = 3600.0
 
@@ -740,7 +740,7 @@ class TestRelease:
         await store.claim_tasks(worker_id, [kept, given_back])
         await claim(store, other, others)
 
-        assert await store.release_tasks(worker_id, [kept]) == [given_back]
+        assert await store.release_tasks(worker_id, [given_back]) == [given_back]
         assert (await get(store, kept)).status is Status.PROCESSING
         assert (await get(store, others)).status is Status.PROCESSING
         again = await claim(store, other, given_back)
@@ -753,6 +753,52 @@ class TestRelease:
         await store.release_tasks(worker_id)
 
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [id]
+
+    async def test_task_that_is_handed_back_again_and_again_waits_for_longer(
+        self, store: TaskStore, contract_database_url: str
+    ) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+        waits = []
+        for number in range(1, 7):
+            claimed = await claim(store, worker_id, id)
+            await store.release_tasks(worker_id)
+            run_at = (await get(store, id)).run_at
+            seconds = 0.0 if run_at is None else (run_at - datetime.now(UTC)).total_seconds()
+            assert seconds == pytest.approx(
+                outcome.released(claimed.attempt).delay_seconds, abs=0.5
+            )
+            waits.append(round(seconds))
+            assert claimed.attempt == number
+            query(contract_database_url, "UPDATE task SET due_at = clock_timestamp()")
+
+        assert waits == [0, 0, 0, 2, 4, 8]
+
+
+class TestEpoch:
+    async def test_claim_of_an_earlier_epoch_takes_nothing(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        (id,) = await insert(store)
+
+        assert await store.begin_epoch(worker_id, 2) == 2
+
+        assert await store.claim_tasks(worker_id, [id], 1) == []
+        task = new_task()
+        _, claims = await store.insert_held_tasks([task], Hold(worker_id, frozenset([task.id]), 1))
+        assert claims == []
+        assert len(await store.claim_tasks(worker_id, [id, task.id], 2)) == 2
+
+    async def test_late_repetition_changes_nothing(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        assert await store.begin_epoch(worker_id, 2) == 2
+
+        assert await store.begin_epoch(worker_id, 1) == 2
+
+    async def test_worker_that_is_dead_begins_none(self, store: TaskStore) -> None:
+        worker_id = await register(store)
+        await store.retire_worker(worker_id)
+
+        assert await store.begin_epoch(worker_id, 1) is None
 
 
 class TestRescue:
@@ -914,12 +960,12 @@ class TestAttempts:
     async def test_newest_of_very_many(self, store: TaskStore) -> None:
         worker_id = await register(store)
         (id,) = await insert(store)
-        for _ in range(4):
+        for _ in range(3):
             await claim(store, worker_id, id)
             await store.release_tasks(worker_id)
         await claim(store, worker_id, id)
 
-        assert [each.attempt for each in await store.get_attempts(id, 3)] == [3, 4, 5]
+        assert [each.attempt for each in await store.get_attempts(id, 3)] == [2, 3, 4]
 
     async def test_deleted_with_the_task(self, store: TaskStore) -> None:
         failed, completed = await finished(store, Status.FAILED), new_task()
@@ -957,7 +1003,7 @@ class TestWorkers:
         kept, canceled, rescued, taken, again = ids = await insert(store, 5)
         await store.claim_tasks(worker_id, ids)
         await store.cancel_tasks([canceled])
-        await store.release_tasks(worker_id, [kept])
+        await store.release_tasks(worker_id, [rescued, taken, again])
         await claim(store, other, taken)
         await claim(store, worker_id, again)
         attempts = {**dict.fromkeys(ids, 1), new_id(): 1}

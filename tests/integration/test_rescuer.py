@@ -286,3 +286,23 @@ async def test_canceled_task_is_not_rescued(
 
     assert set(rows()) == {("canceled", 1, 0), ("pending", 1, 1)}
     assert (await rescuer.tasks.get(canceled)).status is Status.CANCELED
+
+
+async def test_worker_whose_own_renewals_fail_declares_nobody_dead(
+    doomed: Worker, rescuer: Worker, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While commits hang for all, the others cannot renew their leases either."""
+
+    async def hang(*args: Any) -> Any:
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rescuer.service._store, "renew_lease", hang)
+        with pytest.raises(StoreUnavailable):
+            await rescuer.service.renew_lease()
+    lapse(database_url, doomed.service.id)
+    rescuer.rescue._lease_seconds = 3600.0
+
+    assert await rescuer.rescue.run() is not None
+
+    assert {status for status, *_ in rows()} == {"processing"}

@@ -159,6 +159,45 @@ async def test_claim_waits_for_a_retirement_under_way(database_url: str, store: 
     assert await claiming == []
 
 
+@pytest.mark.parametrize(
+    "change", ["lapsed_at = now()", "epoch = epoch + 1"], ids=["dead", "epoch"]
+)
+async def test_claim_with_an_older_snapshot_sees_that_its_worker_has_changed(
+    database_url: str, store: TaskStore, change: str
+) -> None:
+    """A lock FOR KEY SHARE would be given on the old row, were it no change of the key."""
+    worker_id = await register(store)
+    claim = psycopg2.connect(database_url)
+    claim.set_session(isolation_level="READ COMMITTED")
+    lock = "SELECT id FROM worker WHERE epoch = 0 AND lapsed_at IS NULL"
+    with claim.cursor() as cursor:
+        # The snapshot is taken before the sleep, and the lock after it.
+        claiming = asyncio.create_task(
+            asyncio.to_thread(
+                cursor.execute,
+                f"WITH late AS MATERIALIZED (SELECT pg_sleep(0.5)) {lock}"  # noqa: S608
+                " AND (SELECT count(*) FROM late) = 1 FOR KEY SHARE",
+            )
+        )
+        await asyncio.sleep(0.2)
+        query(database_url, f"UPDATE worker SET {change} WHERE id = %s", worker_id)  # noqa: S608
+        await claiming
+        assert cursor.fetchall() == []
+    claim.close()
+
+
+async def test_renewal_waits_for_no_claim(database_url: str, store: TaskStore) -> None:
+    """The commit of a claim may wait for a standby for longer than the lease."""
+    worker_id = await register(store)
+    claim = psycopg2.connect(database_url)
+    with claim.cursor() as cursor:
+        cursor.execute("SELECT id FROM worker WHERE id = %s FOR KEY SHARE", [worker_id])
+
+        async with asyncio.timeout(2):
+            assert await store.renew_lease(worker_id, {}, 60) == (True, [])
+    claim.close()
+
+
 async def test_lease_renewed_at_the_last_moment_is_not_lapsed(
     database_url: str, store: TaskStore
 ) -> None:
@@ -323,6 +362,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "finish_tasks": ([Finish("a", 1, RELEASED)],),
         "find_finished_tasks": ([],),
         "release_tasks": ("w",),
+        "begin_epoch": ("w", 1),
         "cancel_tasks": ([],),
         "rescue_tasks": ([], 1),
         "delete_finished_tasks": (0, 1),
@@ -347,7 +387,4 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
 
     assert asked == {name: {name} for name in store._queries}
     methods = {name for name in vars(TaskStore) if not name.startswith("_")}
-    assert (
-        methods - {"close", "longest_statement_seconds", "up_seconds", "claims_run_again"}
-        == calls.keys()
-    )
+    assert methods - {"close", "up_seconds", "claims_run_again"} == calls.keys()
