@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
 import uuid_utils
 
 from tasksvc.domain.attempt import Attempt
@@ -28,6 +29,7 @@ from tasksvc.domain.errors import (
     Unavailable,
     UniqueKeyTaken,
     UnknownKind,
+    Unreadable,
 )
 from tasksvc.domain.task import (
     DEFAULT_KIND,
@@ -52,6 +54,8 @@ from tasksvc.store.group import Group
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.workers import WorkerService
+
+log = structlog.get_logger(__name__)
 
 _WINDOW = 10_000
 """Tasks that a page, or a step, with filters looks at."""
@@ -99,8 +103,10 @@ def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
     return Created(first.task, is_replayed=True, is_new=first.is_new)
 
 
-def _too_late(task: Task | None) -> TaskServiceError:
+def _too_late(task: Task | Unreadable | None) -> TaskServiceError:
     """Why it was not canceled."""
+    if isinstance(task, Unreadable):
+        return task
     return TaskNotFound() if task is None else TaskIsFinal(task.status)
 
 
@@ -258,10 +264,14 @@ class TaskService:
 
     async def find(self, filter: Filter, before: str | None, limit: int) -> Page:
         """A page of the tasks that pass the filter, newest first, before an id."""
-        ids, next_before = await self._find(filter, before, limit)
-        found = {task.id: task for task in await self._store.get_tasks(ids)}
-        # One that was deleted in between is no longer there.
-        return Page([found[id] for id in ids if id in found], next_before)
+        found: list[Task] = []
+        while True:
+            ids, before = await self._find(filter, before, limit - len(found))
+            tasks = await self._read(ids)
+            # One that was deleted in between is no longer there.
+            found += [task for id in ids if isinstance(task := tasks.get(id), Task)]
+            if before is None or len(found) == limit:
+                return Page(found, before)
 
     def get(self, id: str) -> Awaitable[Task]:
         """Raises TaskNotFound."""
@@ -452,18 +462,42 @@ class TaskService:
         return [found.get(id) or TaskNotFound() for id in ids]
 
     async def _cancel(self, ids: list[str]) -> list[Task | TaskServiceError]:
-        canceled = await self._store.cancel_tasks(ids)
+        try:
+            canceled = await self._store.cancel_tasks(ids)
+        except Unreadable:
+            return [await self._cancel_alone(id) for id in ids]
         self._worker.stop_handlers(canceled)
         fresh = {each.task.id: each.task for each in canceled}
         # Why the others were not: that is for a second statement, since the first still sees the
         # state from before a race that it lost.
-        rest = [id for id in ids if id not in fresh]
-        found = {task.id: task for task in await self._store.get_tasks(rest)} if rest else {}
-        found |= fresh
+        found = {**await self._read([id for id in ids if id not in fresh]), **fresh}
         # Of two requests in one group, one cancels and the other is too late.
         return [fresh.pop(id) if id in fresh else _too_late(found.get(id)) for id in ids]
 
     # Below.
+
+    async def _cancel_alone(self, id: str) -> Task | TaskServiceError:
+        """One of a group that was canceled, perhaps, and could not be told which of them were."""
+        canceled = await self._store.cancel_tasks([id], with_contents=False)
+        self._worker.stop_handlers(canceled)
+        task = (await self._read([id])).get(id)
+        if isinstance(task, Task) and task.status is Status.CANCELED:
+            return task
+        return _too_late(task)
+
+    async def _read(self, ids: Sequence[str]) -> dict[str, Task | Unreadable]:
+        """Those of the tasks that are there. One that can't be read must not hide the others: they
+        are halved until it stands alone."""
+        if not ids:
+            return {}
+        try:
+            return {task.id: task for task in await self._store.get_tasks(ids)}
+        except Unreadable as error:
+            if len(ids) == 1:
+                log.error("Unreadable", action="unreadable", task_id=ids[0])
+                return {ids[0]: error}
+            middle = len(ids) // 2
+            return {**await self._read(ids[:middle]), **await self._read(ids[middle:])}
 
     async def _retry(
         self, new_ids: Mapping[str, str], *, is_again: bool

@@ -89,8 +89,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     queue: str | None = None
     progress: dict[str, Any] | None = None
     """How far its last run has come: `{fraction, message}`."""
-    result: Any = None
-    """What its handler returned, as JSON has it."""
+    result: msgspec.Raw | None = None
+    """What its handler returned: the JSON itself."""
     run_at: datetime | None = None
     """When a pending task starts, or tries again; None when it may start now."""
     timeout_seconds: float | None = None

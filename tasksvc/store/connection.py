@@ -11,11 +11,27 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 from weakref import ReferenceType
 
 import aiopg
 import psycopg2
+from psycopg2.extensions import PYDATETIMETZ, new_type, register_type
+
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def _moment(text: Any, cursor: Any) -> Any:
+    """PostgreSQL's times go beyond Python's: those become the first or the last of Python's."""
+    try:
+        return PYDATETIMETZ(text, cursor)
+    except (ValueError, OverflowError):
+        return _FIRST if text is not None and text.endswith("BC") else _LAST
+
+
+_MOMENTS = new_type(PYDATETIMETZ.values, "MOMENT", _moment)
 
 
 class Connection(aiopg.Connection):
@@ -38,6 +54,7 @@ class Connection(aiopg.Connection):
     async def _connect(self) -> Connection:
         await super()._connect()
         self._is_connecting = False
+        register_type(_MOMENTS, self.raw)
         return self
 
     @staticmethod

@@ -25,6 +25,7 @@ from tasksvc.domain.errors import (
     ContentRefused,
     StatementRefused,
     StoreUnavailable,
+    Unreadable,
 )
 from tasksvc.store.connection import Connection
 from tasksvc.store.queries import Prepared
@@ -56,6 +57,8 @@ _REFUSES_STATEMENT = (
 
 _FORGOTTEN = frozenset({errorcodes.INVALID_SQL_STATEMENT_NAME, errorcodes.FEATURE_NOT_SUPPORTED})
 """A prepared statement is gone, or what it returns was changed by a migration."""
+
+_DAMAGED = frozenset({errorcodes.DATA_CORRUPTED, errorcodes.INDEX_CORRUPTED})
 
 # What aiopg, psycopg2 and uvloop raise when a connection breaks under them.
 _BROKEN = (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, RuntimeError)
@@ -185,12 +188,14 @@ class Session:
             StatementRefused: one of these; the statement is wrong, and nothing took effect.
             ContentRefused: a value does not fit the database; nothing took effect. AlreadyThere,
                 when it is a key that some row has.
+            Unreadable: one of the rows is damaged, or is nothing that Python can hold. Whether the
+                statement took effect is unknown.
         """
         async with self._turn:
             since = time.monotonic()
             try:
                 rows = await self._run_healing(query, parameters)
-            except ContentRefused:
+            except (ContentRefused, Unreadable):
                 raise
             except (psycopg2.Error, OSError, RuntimeError, _ServerCanceled) as error:
                 raise self._failed(error, since) from None  # its text may hold SQL and addresses
@@ -249,7 +254,16 @@ class Session:
             raise AlreadyThere from None
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError):
             raise ContentRefused from None  # its text holds the value
-        return await cursor.fetchall() if cursor.description else []
+        except psycopg2.InternalError as error:
+            if error.pgcode in _DAMAGED:
+                raise Unreadable from None
+            raise
+        try:
+            return await cursor.fetchall() if cursor.description else []
+        except psycopg2.Error:
+            raise
+        except Exception:
+            raise Unreadable from None  # its text holds the value
 
     def _failed(self, error: BaseException, since: float) -> StoreUnavailable:
         code = getattr(error, "pgcode", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import orjson
 
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
@@ -455,8 +456,35 @@ _STATUS = {status.value: status for status in Status}
 """Status(word) takes five times as long."""
 
 
-def _task(id: str, content: str, status: str, *others: Any) -> Task:
-    return Task(id, content, _STATUS[status], *others)
+def _task(
+    id: str,
+    content: str,
+    status: str,
+    created_at: datetime,
+    updated_at: datetime | None,
+    error: dict[str, Any] | None,
+    kind: str | None,
+    priority: str | None,
+    queue: str | None,
+    progress: dict[str, Any] | None,
+    result: str | None,
+    *others: Any,
+) -> Task:
+    return Task(
+        id,
+        content,
+        _STATUS[status],
+        created_at,
+        updated_at,
+        error,
+        kind,
+        priority,
+        queue,
+        progress,
+        # As it was written: whatever JSON a handler returned, nobody here has to understand it.
+        None if result is None else msgspec.Raw(result.encode()),
+        *others,
+    )
 
 
 def _attempt(

@@ -109,7 +109,7 @@ SELECT id, live_id, NULL, NULL FROM wanted WHERE live_id IS NOT NULL;
 -- No change: the tasks that were created under these keys, or, made before the key, were found by their unique key.
 SELECT key, encode(fingerprint, 'hex'), task.created_at >= idempotency_key.created_at,
     id, content, status, task.created_at, greatest(updated_at, finished_at), error,
-    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result,
+    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result::text,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
     retry_of, retried_as, schedule, scheduled_for, unique_key
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
@@ -381,7 +381,7 @@ UPDATE task SET
 FROM live WHERE task.id = live.id
 RETURNING task.id, CASE WHEN %(with_contents)s::bool THEN content ELSE '' END, status, created_at,
     greatest(updated_at, finished_at), error, nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''),
-    progress, result, NULL, timeout_seconds, expires_at, retry_of, retried_as, schedule, scheduled_for, unique_key,
+    progress, result::text, NULL, timeout_seconds, expires_at, retry_of, retried_as, schedule, scheduled_for, unique_key,
     live.worker_id;
 
 -- rescue_tasks --
@@ -437,7 +437,7 @@ RETURNING key;
 
 -- get_tasks --
 SELECT id, content, status, created_at, greatest(updated_at, finished_at), error,
-    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result,
+    nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''), progress, result::text,
     CASE WHEN status = 'pending' AND due_at > statement_timestamp() THEN due_at END, timeout_seconds, expires_at,
     retry_of, retried_as, schedule, scheduled_for, unique_key
 FROM task WHERE id = ANY(%(ids)s::uuid[]);

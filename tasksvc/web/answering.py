@@ -30,6 +30,7 @@ from tasksvc.domain.errors import (
     Unavailable,
     UniqueKeyTaken,
     UnknownKind,
+    Unreadable,
 )
 from tasksvc.web.answers import X_REQUEST_ID
 from tasksvc.web.keys import METRICS
@@ -83,6 +84,9 @@ def _problem(error: Exception) -> Problem:
             return wrong_shape([{"pointer": "/cron", "detail": str(error)}])
         case UnknownKind():
             return wrong_shape([{"pointer": "/kind", "detail": str(error)}])
+        case Unreadable():
+            log.error("Unreadable", action="unreadable")
+            return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         case web.HTTPMethodNotAllowed():
             allow = ", ".join(sorted(error.allowed_methods))
             return Problem(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import uuid_utils
 
@@ -609,7 +610,17 @@ class TestFinish:
         assert (task.status, task.error, task.result) == (Status.COMPLETED, None, None)
 
     @pytest.mark.parametrize(
-        "text", ["0", '""', '"nul \\u0000, {quotes} \\" and \\\\"', '{"b": 1, "a": [null, "ü😀"]}']
+        "text",
+        [
+            "0",
+            '""',
+            "9" * 5000,
+            "[" * 1100 + "]" * 1100,
+            '"\\ud800"',
+            '"nul \\u0000, {quotes} \\" and \\\\"',
+            '{"b": 1, "a": [null, "ü😀"]}',
+        ],
+        ids=range(7),
     )
     async def test_result_comes_back_as_it_was(self, store: TaskStore, text: str) -> None:
         worker_id = await register(store)
@@ -617,7 +628,7 @@ class TestFinish:
         await claim(store, worker_id, id)
         await finish(store, id, 1, outcome.completed(text))
 
-        assert json.dumps((await get(store, id)).result) == json.dumps(json.loads(text))
+        assert (await get(store, id)).result == msgspec.Raw(text.encode())
 
     async def test_retried_is_charged_and_due_again(self, store: TaskStore) -> None:
         worker_id = await register(store)
