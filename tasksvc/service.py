@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import structlog
 import uuid_utils
@@ -50,15 +48,14 @@ from tasksvc.domain.task import (
 )
 from tasksvc.metrics import Metrics
 from tasksvc.publisher import Publisher
+from tasksvc.search import Search
+from tasksvc.sharing import Flight, Line
 from tasksvc.store.group import Group
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
-
-_WINDOW = 10_000
-"""Tasks that a page, or a step, with filters looks at."""
 
 _CREATE_TRIES = 10
 """Each but the last lost a race for a unique key, to a task that was final before the next."""
@@ -67,33 +64,26 @@ _CAREFUL_SECONDS = 60.0
 """After a key was taken. A statement that is refused has cost as much as one that is not, and
 PostgreSQL may write it into its log, with all that it was to insert."""
 
-_FIRST_ID = str(UUID(int=0))
-_LAST_ID = str(UUID(int=(1 << 128) - 1))
-
 _KINDS_SECONDS = 1.0
 """However often an unknown kind is asked for, PostgreSQL is not asked more often."""
 
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
 
+_MEASURED_SECONDS = 1.0
+"""However often metrics are asked for, the stores are not asked more often."""
+
+_LINE_SECONDS = 5.0
+"""Nobody waits longer for a search, or a step."""
+
+_STEP_SECONDS = 2.5
+"""Then a step ends, if there is more to do than was thought."""
+
+_STEP_BYTES = 8 * 1024 * 1024
+"""Contents that one statement copies."""
+
 _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
-
-
-def _floor(created_after: datetime | None) -> str:
-    """The first id that a task could have which was created after that moment. Whoever made it may
-    have had a clock that is an hour slow."""
-    return _FIRST_ID if created_after is None else _id_at(created_after.timestamp() - 3600)
-
-
-def _ceiling(created_before: datetime | None) -> str:
-    """And one that no task has which was created before, if no clock is an hour fast."""
-    return _LAST_ID if created_before is None else _id_at(created_before.timestamp() + 3600)
-
-
-def _id_at(timestamp: float) -> str:
-    """The first id of that moment."""
-    return str(UUID(int=max(0, int(timestamp * 1000)) << 80))
 
 
 def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
@@ -108,6 +98,17 @@ def _too_late(task: Task | Unreadable | None) -> TaskServiceError:
     if isinstance(task, Unreadable):
         return task
     return TaskNotFound() if task is None else TaskIsFinal(task.status)
+
+
+def _parts(weights: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Where parts begin and end that weigh so much at most, or are one alone."""
+    start, sum = 0, 0
+    for end, weight in enumerate(weights):
+        if end > start and sum + weight > most:
+            yield start, end
+            start, sum = end, 0
+        sum += weight
+    yield start, len(weights)
 
 
 def _weight(task: NewTask) -> int:
@@ -169,6 +170,12 @@ class TaskService:
         self._cancels: Group[str, Task] = Group(
             "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
         )
+        self._searching = Line(max_waiting, _LINE_SECONDS)
+        self._reading_attempts = Line(max_waiting, _LINE_SECONDS)
+        self._stepping = Line(max_waiting, _LINE_SECONDS)
+        self._search = Search(store, "search")
+        self._step_search = Search(store, "step")
+        self._measuring = Flight(self._measure, _MEASURED_SECONDS)
         self._groups: tuple[Group[Any, Any], ...] = (
             self._creates,
             self._special_creates,
@@ -231,47 +238,21 @@ class TaskService:
 
         Raises TaskNotFound, TaskIsNotFinal, and UniqueKeyTaken.
         """
-        new_id = str(uuid_utils.uuid7())
-        is_published, made = await self._retry({id: new_id}, is_again=True)
-        try:
-            found = {task.id: task for task in await self._store.get_tasks([id, new_id])}
-        finally:  # not before: it is told as it was made
-            self._publish_retried({id: new_id}, made, is_published)
-        if new_id in found:
-            return found[new_id]
-        if id not in found:
-            raise TaskNotFound
-        if id in made:
-            raise UniqueKeyTaken
-        raise TaskIsNotFinal(found[id].status)
+        return await self._stepping.run(lambda: self._retry_one(id))
 
     async def retry_many(
         self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
     ) -> Step:
-        """The same for a step of the tasks that pass the filter, all of it or nothing: failed ones,
-        unless it says which. Left out are those of which another was made before, or whose unique
-        key is taken."""
+        """The same for a step of the tasks that pass the filter: failed ones, unless it says which.
+        Left out are those of which another was made before, or whose unique key is taken. A step
+        that has much to copy ends early; one that fails may have done a part, and can be repeated.
+        """
         filter = filter._replace(statuses=filter.statuses or (Status.FAILED,), is_unretried=True)
-        ids, next_before = await self._find(filter, before, limit)
-        matched = len(ids)
-        if ids and not is_dry:
-            # The oldest first, as they were created.
-            new_ids = {id: str(uuid_utils.uuid7()) for id in reversed(ids)}
-            is_published, made = await self._retry(new_ids, is_again=False)
-            self._publish_retried(new_ids, made, is_published)
-            ids = [id for id in ids if made.get(id)]
-        return Step(matched, ids, next_before)
+        return await self._stepping.run(lambda: self._retry_step(filter, before, limit, is_dry))
 
     async def find(self, filter: Filter, before: str | None, limit: int) -> Page:
         """A page of the tasks that pass the filter, newest first, before an id."""
-        found: list[Task] = []
-        while True:
-            ids, before = await self._find(filter, before, limit - len(found))
-            tasks = await self._read(ids)
-            # One that was deleted in between is no longer there.
-            found += [task for id in ids if isinstance(task := tasks.get(id), Task)]
-            if before is None or len(found) == limit:
-                return Page(found, before)
+        return await self._searching.run(lambda: self._find_page(filter, before, limit))
 
     def get(self, id: str) -> Awaitable[Task]:
         """Raises TaskNotFound."""
@@ -282,7 +263,7 @@ class TaskService:
 
         Raises TaskNotFound.
         """
-        attempts = await self._store.get_attempts(id, _ATTEMPTS)
+        attempts = await self._reading_attempts.run(lambda: self._store.get_attempts(id, _ATTEMPTS))
         if not attempts:
             await self.get(id)  # is it there at all?
         return attempts
@@ -299,14 +280,7 @@ class TaskService:
     ) -> Step:
         """The same for a step of the live tasks that pass the filter, all of it or nothing."""
         filter = filter._replace(statuses=filter.statuses or LIVE)
-        ids, next_before = await self._find(filter, before, limit)
-        matched = len(ids)
-        if ids and not is_dry:
-            canceled = await self._store.cancel_tasks(ids, filter.statuses, with_contents=False)
-            self._worker.stop_handlers(canceled)
-            stopped = {each.task.id for each in canceled}
-            ids = [id for id in ids if id in stopped]
-        return Step(matched, ids, next_before)
+        return await self._stepping.run(lambda: self._cancel_step(filter, before, limit, is_dry))
 
     # For schedules.
 
@@ -352,17 +326,7 @@ class TaskService:
 
     async def measure(self) -> None:
         """Brings the metrics that others have to be asked for up to date."""
-        try:
-            measures = await self._store.measure()
-            self._metrics.set_store(
-                (measures.tasks, measures.oldest_pending_seconds, measures.paused_queues)
-            )
-        except Unavailable:
-            self._metrics.set_store(None)
-        try:
-            self._metrics.set_stream(await self._stream.measure())
-        except Unavailable:
-            self._metrics.set_stream(None)
+        await self._measuring.join()
         self._metrics.set_running(len(self._worker.held))
 
     async def flush(self) -> None:
@@ -485,19 +449,96 @@ class TaskService:
             return task
         return _too_late(task)
 
-    async def _read(self, ids: Sequence[str]) -> dict[str, Task | Unreadable]:
+    async def _read(self, ids: Sequence[str], session: str = "get") -> dict[str, Task | Unreadable]:
         """Those of the tasks that are there. One that can't be read must not hide the others: they
         are halved until it stands alone."""
         if not ids:
             return {}
         try:
-            return {task.id: task for task in await self._store.get_tasks(ids)}
+            return {task.id: task for task in await self._store.get_tasks(ids, session)}
         except Unreadable as error:
             if len(ids) == 1:
                 log.error("Unreadable", action="unreadable", task_id=ids[0])
                 return {ids[0]: error}
             middle = len(ids) // 2
-            return {**await self._read(ids[:middle]), **await self._read(ids[middle:])}
+            return {
+                **await self._read(ids[:middle], session),
+                **await self._read(ids[middle:], session),
+            }
+
+    async def _find_page(self, filter: Filter, before: str | None, limit: int) -> Page:
+        found: list[Task] = []
+        while True:
+            wanted = limit - len(found)
+            ids, before = await self._search.find(filter, before, wanted)
+            tasks = await self._read(ids, "search")
+            # One that was deleted in between is no longer there.
+            found += [task for id in ids if isinstance(task := tasks.get(id), Task)]
+            if before is None or len(found) == limit or len(ids) < wanted:
+                return Page(found, before)
+
+    async def _cancel_step(
+        self, filter: Filter, before: str | None, limit: int, is_dry: bool
+    ) -> Step:
+        ids, next_before = await self._step_search.find(filter, before, limit)
+        matched = len(ids)
+        if ids and not is_dry:
+            canceled = await self._store.cancel_tasks(
+                ids, filter.statuses, with_contents=False, session="step"
+            )
+            self._worker.stop_handlers(canceled)
+            stopped = {each.task.id for each in canceled}
+            ids = [id for id in ids if id in stopped]
+        return Step(matched, ids, next_before)
+
+    async def _retry_step(
+        self, filter: Filter, before: str | None, limit: int, is_dry: bool
+    ) -> Step:
+        until = time.monotonic() + _STEP_SECONDS
+        ids, next_before = await self._step_search.find(filter, before, limit)
+        if not ids or is_dry:
+            return Step(len(ids), ids, next_before)
+        weights = await self._store.weigh_tasks(ids)
+        retried: list[str] = []
+        end = 0
+        for start, end in _parts([weights.get(id, 0) for id in ids], _STEP_BYTES):
+            part = ids[start:end]
+            # The oldest first, as they were created.
+            new_ids = {id: str(uuid_utils.uuid7()) for id in reversed(part)}
+            is_published, made = await self._retry(new_ids, is_again=False)
+            self._publish_retried(new_ids, made, is_published)
+            retried += [id for id in part if made.get(id)]
+            if time.monotonic() >= until:
+                break
+        return Step(end, retried, next_before if end == len(ids) else ids[end - 1])
+
+    async def _retry_one(self, id: str) -> Task:
+        new_id = str(uuid_utils.uuid7())
+        is_published, made = await self._retry({id: new_id}, is_again=True)
+        try:
+            found = {task.id: task for task in await self._store.get_tasks([id, new_id], "step")}
+        finally:  # not before: it is told as it was made
+            self._publish_retried({id: new_id}, made, is_published)
+        if new_id in found:
+            return found[new_id]
+        if id not in found:
+            raise TaskNotFound
+        if id in made:
+            raise UniqueKeyTaken
+        raise TaskIsNotFinal(found[id].status)
+
+    async def _measure(self) -> None:
+        try:
+            measures = await self._store.measure()
+            self._metrics.set_store(
+                (measures.tasks, measures.oldest_pending_seconds, measures.paused_queues)
+            )
+        except Unavailable:
+            self._metrics.set_store(None)
+        try:
+            self._metrics.set_stream(await self._stream.measure())
+        except Unavailable:
+            self._metrics.set_stream(None)
 
     async def _retry(
         self, new_ids: Mapping[str, str], *, is_again: bool
@@ -514,19 +555,6 @@ class TaskService:
             for id, lane in made.items():
                 if lane is not None:
                     self._publisher.soon([new_ids[id]], lane)
-
-    async def _find(
-        self, filter: Filter, before: str | None, limit: int
-    ) -> tuple[list[str], str | None]:
-        """The ids of a page, newest first, and what the next one begins before."""
-        before = min(before or _LAST_ID, _ceiling(filter.created_before))
-        window = _WINDOW if filter != Filter() else limit + 1
-        ids, seen, last = await self._store.find_tasks(
-            filter, before, _floor(filter.created_after), window, limit + 1
-        )
-        if len(ids) > limit:
-            return ids[:limit], ids[limit - 1]
-        return ids, last if seen == window else None
 
     def _attempts(self, options: Options) -> int:
         return (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -47,6 +48,38 @@ class Measures:
     paused_queues: int
 
 
+class Path(StrEnum):
+    """How to look for tasks: which of them are met."""
+
+    ALL = "all"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    KIND = "kind"
+    """Those of the filter's kind, which is not the default."""
+    QUEUE = "queue"
+    """Those of the filter's queue."""
+    LIVE = "live"
+    """Those that are not final."""
+    PROCESSING = "processing"
+
+    @property
+    def is_ordered(self) -> bool:
+        """They are met newest first."""
+        return self not in (Path.LIVE, Path.PROCESSING)
+
+
+class Found(NamedTuple):
+    """What was met along a path."""
+
+    ids: Sequence[str]
+    """Of those that pass the filter, newest first."""
+    is_last: bool
+    """There are no more, unless as many were found as were wanted. If the path is not ordered, the
+    ids are good for something only then."""
+    last: str | None
+    """The oldest of all that were met."""
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """What the relay has to do, and when it has to look again."""
@@ -73,6 +106,8 @@ _SESSIONS = (
     "insert",
     "special",
     "get",
+    "search",
+    "step",
     "cancel",
     "claim",
     "progress",
@@ -306,11 +341,12 @@ class TaskStore(Store):
         statuses: Iterable[Status] = LIVE,
         *,
         with_contents: bool = True,
+        session: str = "cancel",
     ) -> list[Canceled]:
         """Those that were in one of the live statuses; with empty contents, if they are not
         wanted."""
         rows = await self._run(
-            "cancel",
+            session,
             "cancel_tasks",
             ids=plain_array(ids),
             statuses=plain_array(statuses),
@@ -338,7 +374,7 @@ class TaskStore(Store):
         each with the lane of the new one that was made of it: of none, while its unique key is
         taken."""
         rows = await self._run(
-            "special",
+            "step",
             "retry_tasks",
             ids=plain_array(new_ids),
             new_ids=plain_array(new_ids.values()),
@@ -348,32 +384,44 @@ class TaskStore(Store):
         return {id: Lane(*lane) if is_made else None for id, is_made, *lane in rows}
 
     async def find_tasks(
-        self, filter: Filter, before: str, floor: str, window: int, limit: int
-    ) -> tuple[list[str], int, str | None]:
-        """At most `limit` ids, newest first, of tasks that pass the filter, among the `window`
-        newest from `floor` up to `before`; how many those were, and the last of them."""
-        ((ids, seen, last),) = await self._run(
-            "get",
+        self,
+        path: Path,
+        filter: Filter,
+        before: str,
+        floor: str,
+        window: int,
+        limit: int,
+        session: str = "search",
+    ) -> Found:
+        """At most `limit` of the tasks from `floor` up to `before` that pass the filter, among
+        `window` that are met along the path."""
+        ((ids, is_last, last),) = await self._run(
+            session,
             "find_tasks",
+            path=path,
             before=before,
             floor=floor,
             window=window,
             limit=limit,
             **filter._asdict() | {"statuses": plain_array(filter.statuses)},
         )
-        return ids, seen, last
+        return Found(ids, is_last, last)
+
+    async def weigh_tasks(self, ids: Sequence[str]) -> dict[str, int]:
+        """The bytes of the content of each that is there, as it is kept."""
+        return dict(await self._run("step", "weigh_tasks", ids=plain_array(ids)))
 
     async def forget_keys(self, seconds: float, limit: int) -> int:
         """Forgets some of the keys that are older than that; how many."""
         return len(await self._run("duty", "forget_keys", seconds=seconds, limit=limit))
 
-    async def get_tasks(self, ids: Sequence[str]) -> list[Task]:
+    async def get_tasks(self, ids: Sequence[str], session: str = "get") -> list[Task]:
         """Those that are there, in no order."""
-        return [_task(*row) for row in await self._run("get", "get_tasks", ids=plain_array(ids))]
+        return [_task(*row) for row in await self._run(session, "get_tasks", ids=plain_array(ids))]
 
     async def get_attempts(self, id: str, limit: int) -> list[Attempt]:
         """The newest runs of a task, in their order."""
-        rows = await self._run("get", "get_attempts", id=id, limit=limit)
+        rows = await self._run("search", "get_attempts", id=id, limit=limit)
         return [_attempt(*row) for row in rows]
 
     async def _found(self, tasks: Sequence[NewTask]) -> list[Task]:
@@ -440,7 +488,7 @@ class TaskStore(Store):
     # What operators see.
 
     async def measure(self) -> Measures:
-        ((tasks, age, paused_queues),) = await self._run("watch", "measure")
+        ((tasks, age, paused_queues),) = await self._run("search", "measure")
         return Measures(
             {status: tasks.get(status, 0) for status in Status}, age or 0.0, paused_queues
         )

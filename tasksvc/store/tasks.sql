@@ -149,6 +149,10 @@ WITH wanted AS (
 )
 SELECT id, new_id IN (SELECT id FROM new) OR retried_as IS NOT DISTINCT FROM new_id, kind, priority FROM old;
 
+-- weigh_tasks --
+-- No change: how many bytes the content of each takes in the table, without reading it.
+SELECT id::text, pg_column_size(content) FROM task WHERE id = ANY(%(ids)s::uuid[]);
+
 -- unpublish_tasks --
 -- pending stays pending: the stream did not take them, so the relay has to.
 UPDATE task SET published_at = NULL
@@ -377,7 +381,8 @@ WITH live AS (
     ON CONFLICT DO NOTHING
 )
 UPDATE task SET
-    status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp()
+    status = 'canceled', worker_id = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
+    canceled_at = clock_timestamp()
 FROM live WHERE task.id = live.id
 RETURNING task.id, CASE WHEN %(with_contents)s::bool THEN content ELSE '' END, status, created_at,
     greatest(updated_at, finished_at), error, nullif(kind, 'default'), nullif(priority, 'normal'), nullif(queue, ''),
@@ -457,24 +462,59 @@ SELECT * FROM (
 ) AS newest ORDER BY attempt;
 
 -- find_tasks --
--- No change: one row for a page of tasks, newest first: their ids, how many tasks were looked at, and the last of those.
--- Filters are applied to so many tasks as are looked at, so that a page costs the same whatever the filters and the table.
-WITH seen AS (
-    SELECT id, status, kind, queue, created_at, retried_as FROM task
-    WHERE id < %(before)s::uuid AND id >= %(floor)s::uuid ORDER BY id DESC LIMIT %(window)s
+-- No change: one row for the tasks that pass a filter, newest first: their ids, whether there are no more, and the last
+-- task that was looked at. `window` tasks are looked at along one path. Along an index in the order of ids that is a part
+-- of the answer; along another one it is all or nothing, and the ids mean nothing unless there are no more.
+-- Those that run are the first of their lanes, and the tally tells when all of them are found.
+WITH running AS (
+    SELECT sum(tasks) AS tasks FROM task_tally WHERE status = 'processing' AND %(path)s = 'processing'
+), seen AS (
+    (SELECT id, status, kind, queue, created_at, retried_as FROM task
+     WHERE %(path)s = 'all' AND id < %(before)s::uuid AND id >= %(floor)s::uuid
+     ORDER BY id DESC LIMIT %(window)s)
+    UNION ALL
+    (SELECT id, status, kind, queue, created_at, retried_as FROM task
+     WHERE %(path)s IN ('failed', 'canceled')
+       AND CASE WHEN canceled_at IS NOT NULL THEN 'canceled'
+                WHEN finished_at IS NOT NULL AND error IS NOT NULL THEN 'failed' END = %(path)s
+       AND CASE WHEN canceled_at IS NOT NULL OR finished_at IS NOT NULL AND error IS NOT NULL THEN id END < %(before)s::uuid
+       AND CASE WHEN canceled_at IS NOT NULL OR finished_at IS NOT NULL AND error IS NOT NULL THEN id END >= %(floor)s::uuid
+     ORDER BY CASE WHEN canceled_at IS NOT NULL OR finished_at IS NOT NULL AND error IS NOT NULL THEN id END DESC
+     LIMIT %(window)s)
+    UNION ALL
+    (SELECT id, status, kind, queue, created_at, retried_as FROM task
+     WHERE %(path)s = 'kind' AND CASE WHEN kind <> 'default' THEN kind END = %(kind)s::text
+       AND CASE WHEN kind <> 'default' THEN id END < %(before)s::uuid
+       AND CASE WHEN kind <> 'default' THEN id END >= %(floor)s::uuid
+     ORDER BY CASE WHEN kind <> 'default' THEN id END DESC LIMIT %(window)s)
+    UNION ALL
+    (SELECT id, status, kind, queue, created_at, retried_as FROM task
+     WHERE %(path)s = 'queue' AND CASE WHEN queue <> '' THEN queue END = %(queue)s::text
+       AND CASE WHEN queue <> '' THEN id END < %(before)s::uuid
+       AND CASE WHEN queue <> '' THEN id END >= %(floor)s::uuid
+     ORDER BY CASE WHEN queue <> '' THEN id END DESC LIMIT %(window)s)
+    UNION ALL
+    (SELECT id, status, kind, queue, created_at, retried_as FROM (
+        SELECT id, status, kind, queue, created_at, retried_as FROM task
+        WHERE %(path)s IN ('live', 'processing') AND finished_at IS NULL
+        ORDER BY task.queue, task.kind, task.priority, due_at LIMIT %(window)s
+     ) AS live
+     WHERE %(path)s = 'live' OR status = 'processing' LIMIT (SELECT coalesce(tasks, %(window)s) FROM running))
 )
 SELECT
     ARRAY(
         SELECT id::text FROM seen
-        WHERE (%(statuses)s::task_status[] = '{}' OR status = ANY(%(statuses)s::task_status[]))
+        WHERE id < %(before)s::uuid AND id >= %(floor)s::uuid
+          AND (%(statuses)s::task_status[] = '{}' OR status = ANY(%(statuses)s::task_status[]))
           AND (%(kind)s::text IS NULL OR kind = %(kind)s::text)
           AND (%(queue)s::text IS NULL OR queue = %(queue)s::text)
           AND (%(created_after)s::timestamptz IS NULL OR created_at > %(created_after)s::timestamptz)
           AND (%(created_before)s::timestamptz IS NULL OR created_at < %(created_before)s::timestamptz)
           AND (NOT %(is_unretried)s::bool OR retried_as IS NULL)
-        ORDER BY id DESC LIMIT %(limit)s
+        ORDER BY seen.id DESC LIMIT %(limit)s
     ),
-    (SELECT count(*) FROM seen),
+    CASE WHEN %(path)s = 'processing' THEN (SELECT count(*) FROM seen) >= (SELECT coalesce(tasks, 0) FROM running)
+        ELSE (SELECT count(*) FROM seen) < %(window)s END,
     (SELECT id FROM seen ORDER BY id LIMIT 1);
 
 -- register_worker --

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from tasksvc.domain.task import Filter, Priority, Status
+from tasksvc.search import paths
 from tasksvc.store.task_store import TaskStore
 from tests.contract.test_task_store import (
     claim,
@@ -24,8 +25,14 @@ FIRST, LAST = "0" * 8 + "-0000-0000-0000-" + "0" * 12, "f" * 8 + "-ffff-ffff-fff
 
 
 async def find(store: TaskStore, filter: Filter) -> list[str]:
-    ids, _, _ = await store.find_tasks(filter, LAST, FIRST, 1000, 1000)
-    return ids
+    """The same along each path that meets them."""
+    found = [
+        await store.find_tasks(path, filter, LAST, FIRST, 1000, 1000) for path in paths(filter)
+    ]
+    assert {each.is_last for each in found} == {True}
+    ids = [list(each.ids) for each in found]
+    assert all(each == ids[0] for each in ids)
+    return ids[0]
 
 
 async def retry(

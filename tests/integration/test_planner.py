@@ -18,7 +18,7 @@ from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array
 from tasksvc.store.database import Database, Row
 from tasksvc.store.documents import documents
-from tasksvc.store.task_store import TaskStore
+from tasksvc.store.task_store import Path, TaskStore
 from tests.harness import ago, eventually, query
 
 pytestmark = pytest.mark.slow
@@ -111,7 +111,9 @@ async def live(store: TaskStore) -> None:
     await store.get_attempts(ids[0], 10)
     new_ids = {id: str(uuid_utils.uuid7()) for id in ids[:10]}
     await store.retry_tasks(new_ids, is_published=True, is_again=True)
-    await store.find_tasks(Filter((Status.COMPLETED,)), max(ids), min(ids), 100, 10)
+    await store.weigh_tasks(ids)
+    for path in Path:
+        await store.find_tasks(path, Filter((Status.COMPLETED,)), max(ids), min(ids), 100, 10)
     await store.delete_finished_tasks(60, 100)
     await store.measure()
     await store.fold_tally()
@@ -130,10 +132,14 @@ async def test_no_statement_reads_the_whole_table(
     await live(store)
 
     assert store.plans.keys() == queries.load("tasks.sql").keys()
+    tally = r"Seq Scan on task_tally.*\n\s*(Filter.*\n\s*)?Disabled: true"
     scanning = {
         name: plan
         for name, plan in store.plans.items()
-        if re.search(r"Seq Scan on (task|attempt)\b(?!_)|Disabled: true|Hash Join|Merge Join", plan)
+        if re.search(
+            r"Seq Scan on (task|attempt)\b(?!_)|Disabled: true|Hash Join|Merge Join",
+            re.sub(tally, "", plan),
+        )
         and name not in ("measure", "fold_tally", "lapse_workers", "find_kinds", "ping")
     }
     assert not scanning, "\n\n".join(f"{name}\n{plan}" for name, plan in scanning.items())
@@ -255,3 +261,64 @@ async def test_unique_key_is_looked_up_whatever_the_planner_believes(
     tasks = documents([taken, plain])
 
     assert await store.pages("insert_special_tasks", tasks=tasks) < 100
+
+
+RARE = """
+INSERT INTO task (id, created_at, due_at, finished_at, canceled_at, error, status, kind, queue,
+    worker_id, attempt, max_attempts, content)
+SELECT (lpad(to_hex(n), 12, '0') || '70008000000000000000')::uuid, at, at,
+    CASE WHEN status IN ('failed', 'canceled') THEN at END,
+    CASE WHEN status = 'canceled' THEN at END, CASE WHEN status = 'failed' THEN '{}'::jsonb END,
+    status::task_status, kind, queue, CASE WHEN status = 'processing' THEN gen_random_uuid() END,
+    1, 3, 'x'
+FROM (VALUES (1, 'failed', 'default', ''), (2, 'canceled', 'default', ''),
+             (3, 'pending', 'rare', ''), (4, 'pending', 'default', 'rare'),
+             (5, 'processing', 'default', '')) AS task (n, status, kind, queue),
+    LATERAL (SELECT clock_timestamp() - interval '9 days' AS at) AS moment
+"""
+
+RARELY = {
+    Path.FAILED: Filter((Status.FAILED,)),
+    Path.CANCELED: Filter((Status.CANCELED,)),
+    Path.KIND: Filter(kind="rare"),
+    Path.QUEUE: Filter(queue="rare"),
+    Path.LIVE: Filter((Status.PENDING,)),
+    Path.PROCESSING: Filter((Status.PROCESSING,)),
+}
+
+
+def looked(path: Path, filter: Filter) -> dict[str, Any]:
+    ids = {"before": "f" * 8 + "-ffff-ffff-ffff-" + "f" * 12, "floor": str(uuid.UUID(int=0))}
+    statuses = {"statuses": plain_array(filter.statuses)}
+    return {"path": path, **ids, "window": 1000, "limit": 21, **filter._asdict(), **statuses}
+
+
+@pytest.mark.parametrize("is_common", [False, True])
+@pytest.mark.parametrize("is_analyzed", [False, True])
+async def test_rare_tasks_are_found_behind_any_number_of_others(
+    database_url: str, store: ExplainingStore, is_analyzed: bool, is_common: bool
+) -> None:
+    """Whenever the statement was planned: before there was a task, or with statistics of a moment
+    at which nothing was rare. Either no task has a kind and a queue, or all the others have."""
+    if is_analyzed:
+        query(database_url, FILL, 1000, 5)
+        if is_common:
+            query(database_url, "UPDATE task SET kind = 'common', queue = 'common'")
+        query(database_url, "VACUUM ANALYZE task")
+    await store._run("duty", "find_tasks", **looked(Path.ALL, Filter()))
+    query(database_url, RARE)
+    query(database_url, FILL, FINISHED, 0)
+    if is_common:
+        query(
+            database_url,
+            "UPDATE task SET kind = 'common', queue = 'common' WHERE content = 'x'"
+            " AND status = 'completed'",
+        )
+
+    for path, filter in RARELY.items():
+        found = looked(path, filter)
+        assert await store.pages("find_tasks", is_planned=True, **found) < 100, path
+        assert await store.pages("find_tasks", **found) < 100, path
+    query(database_url, "ANALYZE task")
+    for path, filter in RARELY.items():
+        assert await store.pages("find_tasks", **looked(path, filter)) < 100, path

@@ -18,7 +18,7 @@ from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
 from tasksvc.domain.task import Filter, Hold, NewTask, Status
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database
-from tasksvc.store.task_store import TaskStore
+from tasksvc.store.task_store import Path, TaskStore
 from tests.harness import ago, eventually, query
 
 WORKERS = 20
@@ -349,7 +349,8 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "insert_special_tasks": ([],),
         "find_keyed_tasks": ([],),
         "forget_loose_keys": ([],),
-        "find_tasks": (Filter(), "b", "a", 1, 1),
+        "find_tasks": (Path.ALL, Filter(), "b", "a", 1, 1),
+        "weigh_tasks": ([],),
         "forget_keys": (1, 1),
         "unpublish_tasks": ([],),
         "publish_due_tasks": (0, 1),
