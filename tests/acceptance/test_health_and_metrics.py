@@ -313,7 +313,7 @@ async def test_running_and_waiting_tasks_are_gauged(start_service: Start) -> Non
 
     await eventually(lambda: service.metric("tasksvc_running") == 2)
 
-    assert statuses(service) == {"processing": 2, "pending": 1}
+    await eventually(lambda: statuses(service) == {"processing": 2, "pending": 1})
     assert service.metric("tasksvc_stream_depth") == 3
     assert 2 <= service.metric("tasksvc_stream_pending") <= 3
     oldest = service.metric("tasksvc_oldest_pending_age_seconds")

@@ -20,7 +20,7 @@ FILL = """
 INSERT INTO task (id, created_at, due_at, finished_at, canceled_at, error, retried_as, status, kind,
     queue, worker_id, attempt, max_attempts, content)
 SELECT
-    (lpad(to_hex((1000 * extract(epoch FROM at))::bigint), 12, '0') || '7' || repeat('0', 19))::uuid,
+    (lpad(to_hex((1000 * extract(epoch FROM at))::bigint), 12, '0') || repeat('7', 20))::uuid,
     at, at, CASE WHEN status NOT IN ('pending', 'processing') THEN at END,
     CASE WHEN status = 'canceled' THEN at END,
     CASE WHEN status = 'failed' THEN '{}'::jsonb END,
