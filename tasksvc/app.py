@@ -13,6 +13,7 @@ from aiohttp import web
 from tasksvc import __version__
 from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.guard import LoopGuard
 from tasksvc.consumers.heartbeat import Heartbeat
 from tasksvc.consumers.janitor import Janitor
 from tasksvc.consumers.listener import Listener
@@ -39,6 +40,7 @@ from tasksvc.rescue import Rescue
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.settings import Settings
+from tasksvc.store.blocking import BlockingLease
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
 from tasksvc.store.queue_store import QueueStore
@@ -77,7 +79,7 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    pool = _pool(settings, services, stream, metrics, kinds, _places(settings, kinds))
+    pool = _pool(settings, database, services, stream, metrics, kinds)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
@@ -224,11 +226,11 @@ def _places(settings: Settings, kinds: Mapping[str, Kind]) -> Sequence[Places]:
 
 def _pool(
     settings: Settings,
+    database: Database,
     services: _Services,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, Kind],
-    places: Sequence[Places],
 ) -> ConsumerPool:
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
     executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
@@ -236,7 +238,7 @@ def _pool(
     services.worker.on_lost = running.stop
     consumers = [
         Consumer(number, own, services.worker, stream, executor, running)
-        for number, own in enumerate(places, 1)
+        for number, own in enumerate(_places(settings, kinds), 1)
     ]
     services.worker.starting_kinds = frozenset(
         name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
@@ -259,8 +261,20 @@ def _pool(
             Loop(Heartbeat(services.worker, settings.heartbeat_seconds)),
             Loop(Listener(stream, services.worker.stop_lost)),
         ]
+    guard = LoopGuard(
+        lambda: services.worker.id,
+        BlockingLease(database, settings.lease_seconds).renew,
+        metrics,
+        renew_after_seconds=settings.heartbeat_seconds,
+    )
     pool = ConsumerPool(
-        services.worker, stream, running, consumers, duties, grace_seconds=settings.grace_seconds
+        services.worker,
+        stream,
+        running,
+        consumers,
+        duties,
+        guard,
+        grace_seconds=settings.grace_seconds,
     )
     services.worker.on_new = pool.reserve
     metrics.before_scrape(lambda: metrics.set_places(pool.places(), 0))

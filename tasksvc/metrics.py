@@ -199,6 +199,10 @@ class Metrics:
             "tasksvc_event_loop_lag_seconds", "How late the event loop was at its last tick"
         )
         self.set_event_loop_lag(0.0)  # it ticks every second
+        self.loop_blocks = self._count(
+            "tasksvc_event_loop_blocked_total",
+            "Times that the event loop was blocked for over a second",
+        )
         self._resident_memory_bytes = self._gauge(
             "process_resident_memory_bytes", "Resident memory size in bytes"
         )

@@ -10,6 +10,7 @@ from contextlib import suppress
 import structlog
 
 from tasksvc.consumers.consumer import Consumer
+from tasksvc.consumers.guard import LoopGuard
 from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
@@ -36,6 +37,7 @@ class ConsumerPool:
         running: Running,
         consumers: Sequence[Consumer],
         duties: Sequence[Loop],
+        guard: LoopGuard,
         *,
         grace_seconds: float,
     ) -> None:
@@ -44,11 +46,13 @@ class ConsumerPool:
         self._running = running
         self._consumers = consumers
         self._duties = duties
+        self._guard = guard
         self._grace_seconds = grace_seconds
         self._is_hurried = False
         self._is_stopped = False
 
     async def start(self) -> None:
+        self._guard.start()
         if self._consumers:
             with suppress(Unavailable):  # then the heartbeat tries again
                 await self._worker.register()
@@ -103,6 +107,7 @@ class ConsumerPool:
             await loop.stop(within_seconds=0 if loop in self._duties else _STEP_SECONDS)
         if self._consumers:
             await self._leave()
+        self._guard.stop()
 
     def hurry(self) -> None:
         """Cuts the grace period short."""

@@ -138,6 +138,17 @@ class Database:
             tcp_user_timeout=15_000,
         )
 
+    def connect_blocking(self) -> psycopg2.extensions.connection:
+        """A connection for a thread: it has none of a session's settings.
+
+        Raises psycopg2.Error.
+        """
+        return psycopg2.connect(
+            self._url,
+            connect_timeout=round(CONNECT_TIMEOUT_SECONDS),
+            application_name=f"tasksvc-{os.getpid()}-guard",
+        )
+
     def _options(self) -> str:
         timeout = round(self.statement_timeout_seconds * 1000)
         settings = {
