@@ -50,35 +50,25 @@ def test_all_processes_end_at_once_and_come_back(world: World, number: int) -> N
         charge_nobody(evidence)
 
 
-async def test_handler_that_blocks_the_loop_for_longer_than_the_lease_loses_its_task(
-    start_servant: StartServant, effects: Effects
-) -> None:
-    blocked = start_servant()
-    url = blocked.env["DATABASE_URL"]
-    blocked.create('{"block": 5}')
-    await eventually(lambda: [each["event"] for each in effects()] == ["start"])
-    query(url, "UPDATE task SET content = 'x'")
-
-    other = start_servant()
-
-    await eventually(lambda: query(url, ROWS) == [("completed", 2, 1)])
-    await eventually(lambda: "Declared dead" in blocked.output())
-    id = blocked.create()["id"]
-    await eventually(lambda: blocked.task(id)["status"] == "completed", 5)
-    assert query(url, ROWS) == [("completed", 2, 1), ("completed", 1, 0)]
-    results = [each.metric("tasksvc_results_fenced_total") for each in (blocked, other)]
-    assert results == [1, 0]
-
-
-async def test_handler_that_blocks_the_loop_costs_nothing_while_nobody_else_is_there(
+async def test_handler_that_blocks_the_loop_for_longer_than_the_lease_costs_no_task_its_attempt(
     start_servant: StartServant,
 ) -> None:
-    service = start_servant()
-    service.create('{"block": %s}' % (1.5 * LEASE_SECONDS))
-    service.create()
+    blocked, other = start_servant(), start_servant(TASK_CONSUMER_WORKERS=0)
+    url = blocked.env["DATABASE_URL"]
+    blocked.create('{"seconds": 0.5}')
+    await eventually(lambda: blocked.metric("tasksvc_running") == 1)
+    rescuer = start_servant()
+    other.create('{"block": %s}' % (3 * LEASE_SECONDS))
+    other.create()
 
-    url = service.env["DATABASE_URL"]
-    await eventually(lambda: query(url, ROWS) == [("completed", 1, 0)] * 2)
+    await eventually(lambda: {status for status, *_ in query(url, ROWS)} == {"completed"})
+
+    assert query(url, ROWS) == [("completed", 1, 0)] * 3
+    assert blocked.metric("tasksvc_results_fenced_total") == 0
+    assert rescuer.metric("tasksvc_tasks_rescued_total") == 0
+    outputs = blocked.output() + rescuer.output()
+    assert "A handler blocks the event loop" in outputs
+    assert "Declared dead" not in outputs
 
 
 async def test_process_that_is_frozen_for_longer_than_the_lease_changes_nothing(
