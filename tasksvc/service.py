@@ -26,7 +26,6 @@ from tasksvc.domain.errors import (
     TaskServiceError,
     Unavailable,
     UniqueKeyTaken,
-    UnknownKind,
     Unreadable,
 )
 from tasksvc.domain.task import (
@@ -46,6 +45,7 @@ from tasksvc.domain.task import (
     Step,
     Task,
 )
+from tasksvc.kinds import Kinds
 from tasksvc.metrics import Metrics
 from tasksvc.publisher import Publisher
 from tasksvc.search import Search
@@ -63,9 +63,6 @@ _CREATE_TRIES = 10
 _CAREFUL_SECONDS = 60.0
 """After a key was taken. A statement that is refused has cost as much as one that is not, and
 PostgreSQL may write it into its log, with all that it was to insert."""
-
-_KINDS_SECONDS = 1.0
-"""However often an unknown kind is asked for, PostgreSQL is not asked more often."""
 
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
@@ -137,9 +134,7 @@ class TaskService:
         max_waiting: int,
     ) -> None:
         """`kinds` are those that this process serves, each with its `max_attempts`."""
-        self._kinds = kinds
-        self._others_kinds: set[str] = set()
-        self._kinds_asked_at = float("-inf")
+        self._kinds = Kinds(store, kinds, max_waiting=max_waiting)
         self._careful_until = float("-inf")
         self._store = store
         self._stream = stream
@@ -147,7 +142,7 @@ class TaskService:
         self._worker = worker
         self._metrics = metrics
         self._max_attempts = max_attempts
-        self._default_attempts = self._kinds.get(DEFAULT_KIND) or max_attempts
+        self._default_attempts = kinds.get(DEFAULT_KIND) or max_attempts
 
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
         self._creates: Group[NewTask, Created] = Group(
@@ -186,14 +181,8 @@ class TaskService:
     # For people and programs.
 
     async def check_kind(self, kind: str) -> None:
-        """Raises UnknownKind when nobody serves it."""
-        if kind in self._kinds:
-            return
-        if time.monotonic() - self._kinds_asked_at >= _KINDS_SECONDS:
-            self._others_kinds = await self._store.find_kinds()
-            self._kinds_asked_at = time.monotonic()
-        if kind not in self._others_kinds:
-            raise UnknownKind
+        """Raises UnknownKind when no process serves it, or has served it lately."""
+        await self._kinds.check(kind)
 
     def create(
         self,
@@ -559,6 +548,6 @@ class TaskService:
     def _attempts(self, options: Options) -> int:
         return (
             options.max_attempts
-            or self._kinds.get(options.kind or DEFAULT_KIND)
+            or self._kinds.max_attempts(options.kind or DEFAULT_KIND)
             or self._max_attempts
         )

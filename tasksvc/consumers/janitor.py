@@ -1,5 +1,5 @@
-"""The janitor: final tasks past their retention and old keys go, the tally is folded, and the rates
-of the queues are kept up to date."""
+"""The janitor: final tasks past their retention, and keys and kinds that are old, go; the tally is
+folded, and the rates of the queues are kept up to date."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ _PAUSE_SECONDS = 60.0
 
 _BATCH = 1000
 """Tasks, or keys, in one step."""
+
+_KIND_SECONDS = 30 * 86_400.0
+"""A kind is remembered after a worker has served it."""
 
 
 class Janitor:
@@ -31,6 +34,7 @@ class Janitor:
     async def run_once(self) -> int:
         await self._tasks.fold_tally()
         await self._queues.sample_queues()
+        await self._tasks.forget_kinds(_KIND_SECONDS)
         count = await self._tasks.forget_keys(self._key_seconds, _BATCH)
         if self._retention_seconds:
             count += await self._tasks.delete_finished_tasks(self._retention_seconds, _BATCH)

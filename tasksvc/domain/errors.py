@@ -5,7 +5,7 @@
     TaskServiceError
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
-    ├── UnknownKind           nobody serves tasks of this kind
+    ├── UnknownKind           no process serves tasks of this kind
     ├── KeyReused             this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
     ├── QueueNotFound         no queue has this name
@@ -49,7 +49,7 @@ class TaskIsFinal(TaskServiceError):
 
 
 class UnknownKind(TaskServiceError):
-    """Nobody serves tasks of this kind."""
+    """No process serves tasks of this kind, or has in the last 30 days."""
 
 
 class KeyReused(TaskServiceError):

@@ -48,6 +48,9 @@ class Measures:
     paused_queues: int
 
 
+ONLY_DEFAULT: Mapping[str, int | None] = {DEFAULT_KIND: None}
+
+
 class Path(StrEnum):
     """How to look for tasks: which of them are met."""
 
@@ -436,8 +439,9 @@ class TaskStore(Store):
         worker_id: str,
         name: str,
         lease_seconds: float,
-        kinds: Iterable[str] = (DEFAULT_KIND,),
+        kinds: Mapping[str, int | None] = ONLY_DEFAULT,
     ) -> None:
+        """`kinds` are those that it serves, each with its max_attempts."""
         await self._run(
             "lease",
             "register_worker",
@@ -445,11 +449,16 @@ class TaskStore(Store):
             name=name,
             lease_seconds=lease_seconds,
             kinds=text_array(kinds),
+            max_attempts=text_array(None if most is None else str(most) for most in kinds.values()),
         )
 
-    async def find_kinds(self) -> set[str]:
-        """The kinds that some worker serves."""
-        return {kind for (kind,) in await self._run("watch", "find_kinds")}
+    async def find_kinds(self, kinds: Sequence[str]) -> dict[str, int | None]:
+        """Those of the kinds that some worker serves, or has served, each with its max_attempts."""
+        return dict(await self._run("watch", "find_kinds", kinds=text_array(kinds)))
+
+    async def forget_kinds(self, seconds: float) -> None:
+        """Those that no worker has served for so long, and of which no task is live."""
+        await self._run("duty", "forget_kinds", seconds=seconds)
 
     async def renew_lease(
         self, worker_id: str, attempts: Mapping[str, int], lease_seconds: float

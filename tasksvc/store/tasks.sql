@@ -518,6 +518,13 @@ SELECT
     (SELECT id FROM seen ORDER BY id LIMIT 1);
 
 -- register_worker --
+-- Makes a worker, and remembers the kinds that it serves.
+WITH served AS (
+    INSERT INTO kind (name, max_attempts)
+    SELECT name, max_attempts FROM unnest(%(kinds)s::text[], %(max_attempts)s::int[]) AS served (name, max_attempts)
+    ORDER BY name
+    ON CONFLICT (name) DO UPDATE SET max_attempts = excluded.max_attempts, served_at = clock_timestamp()
+)
 INSERT INTO worker (id, name, expires_at, kinds)
 VALUES (
     %(worker_id)s::uuid, %(name)s, clock_timestamp() + make_interval(secs => %(lease_seconds)s), %(kinds)s::text[]
@@ -525,8 +532,21 @@ VALUES (
 ON CONFLICT (id) DO NOTHING;
 
 -- find_kinds --
--- No change: the kinds that somebody serves.
-SELECT DISTINCT unnest(kinds) FROM worker WHERE lapsed_at IS NULL;
+-- No change: those of the kinds that somebody serves, or has served.
+SELECT name, max_attempts FROM kind WHERE name = ANY(%(kinds)s::text[]);
+
+-- forget_kinds --
+-- Those that nobody has served for so long, and of which no task is live. Those that somebody serves are noted once an hour.
+WITH served AS (
+    UPDATE kind SET served_at = statement_timestamp()
+    WHERE name IN (SELECT unnest(kinds) FROM worker WHERE lapsed_at IS NULL)
+      AND served_at < statement_timestamp() - interval '1 h'
+    RETURNING name
+)
+DELETE FROM kind
+WHERE served_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+  AND name NOT IN (SELECT name FROM served)
+  AND NOT EXISTS (SELECT FROM task WHERE finished_at IS NULL AND task.kind = kind.name);
 
 -- renew_lease --
 -- No row when the worker was declared dead. A statement of its own: a lease must not wait for a lock on the tasks.

@@ -25,7 +25,7 @@ def contract_database_url(postgres: EmbeddedPostgres, template: str) -> Iterator
 
 @pytest.fixture
 async def store(contract_database_url: str) -> AsyncIterator[TaskStore]:
-    query(contract_database_url, "TRUNCATE task, attempt, worker, idempotency_key")
+    query(contract_database_url, "TRUNCATE task, attempt, worker, kind, idempotency_key")
     store = TaskStore(Database(contract_database_url))
     yield store
     await store.close()

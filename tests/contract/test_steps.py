@@ -103,7 +103,7 @@ class TestRetry:
         )._replace(content="hello", max_attempts=7, traceparent="00-a-b-01")
         await store.insert_special_tasks([task])
         worker_id = new_id()
-        await store.register_worker(worker_id, "host:1", 60.0, ["greet"])
+        await store.register_worker(worker_id, "host:1", 60.0, {"greet": None})
         first = await claim(store, worker_id, task.id)
         await store.cancel_tasks([task.id])
 

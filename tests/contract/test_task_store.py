@@ -541,7 +541,9 @@ class TestKinds:
         self, store: TaskStore
     ) -> None:
         plain, greeter = await register(store), new_id()
-        await store.register_worker(greeter, "host:2", HOUR, ["greet", 'odd "{kind}, \\'])
+        await store.register_worker(
+            greeter, "host:2", HOUR, dict.fromkeys(["greet", 'odd "{kind}, \\'])
+        )
         (other,) = await insert(store)
         task, odd = special(kind="greet"), special(kind='odd "{kind}, \\')
         await store.insert_special_tasks([task, odd])
@@ -554,15 +556,38 @@ class TestKinds:
         assert (await claim(store, greeter, odd.id)).kind == odd.options.kind
         assert (await get(store, task.id)).kind == "greet"
 
-    async def test_kinds_that_somebody_serves(self, store: TaskStore) -> None:
-        assert await store.find_kinds() == set()
+    async def test_kinds_are_remembered_with_their_attempts(self, store: TaskStore) -> None:
+        odd = 'odd "{kind}, \\'
+        assert await store.find_kinds(["gone", "greet", odd]) == {}
         lapsed = new_id()
-        await store.register_worker(lapsed, "host:1", HOUR, ["gone"])
+        await store.register_worker(lapsed, "host:1", HOUR, {"gone": 3, odd: None})
         await store.retire_worker(lapsed)
-        await store.register_worker(new_id(), "host:1", HOUR, ["greet", "default"])
-        await store.register_worker(new_id(), "host:1", HOUR, ["default"])
+        await store.forget_workers([lapsed])
+        await store.register_worker(new_id(), "host:1", HOUR, {"greet": 3, "default": None})
+        await store.register_worker(new_id(), "host:1", HOUR, {"greet": 4})
 
-        assert await store.find_kinds() == {"greet", "default"}
+        assert await store.find_kinds(["gone", "greet", odd, "never"]) == {
+            "gone": 3,
+            odd: None,
+            "greet": 4,
+        }
+
+    async def test_kinds_are_forgotten_when_nobody_needs_them(self, store: TaskStore) -> None:
+        await store.register_worker(new_id(), "host:1", HOUR, {"served": None})
+        lapsed = new_id()
+        await store.register_worker(lapsed, "host:1", HOUR, {"live": None, "gone": None})
+        await store.retire_worker(lapsed)
+        task = special(kind="live")
+        await store.insert_special_tasks([task])
+        kinds = ["served", "live", "gone"]
+        await store.forget_kinds(60)
+        assert (await store.find_kinds(kinds)).keys() == set(kinds)
+
+        await store.forget_kinds(-4000)  # as if it were later
+        assert (await store.find_kinds(kinds)).keys() == {"live"}
+        await store.cancel_tasks([task.id])
+        await store.forget_kinds(-4000)
+        assert await store.find_kinds(kinds) == {}
 
     async def test_foreign_tasks_go_back_to_the_relay(self, store: TaskStore) -> None:
         worker_id = await register(store)

@@ -98,7 +98,8 @@ async def live(store: TaskStore) -> None:
     await store.claim_tasks(worker_id, ids[:100])
     await store.unpublish_refused_tasks(worker_id, ids[100:150])
     await store.keep_progress([Progress(id, 1, 0.5, "half") for id in ids[:50]])
-    await store.find_kinds()
+    await store.find_kinds(["default"])
+    await store.forget_kinds(60)
     finishes = [Finish(id, 1, COMPLETED if id < ids[40] else RELEASED) for id in ids[:50]]
     await store.finish_tasks(finishes)
     await store.find_finished_tasks(finishes)

@@ -406,10 +406,10 @@ async def test_retry_tells_of_its_task_as_it_was_made(
     await worker.tasks.cancel(old.id)
     read = store.get_tasks
 
-    async def read_late(ids: list[str]) -> list[Task]:
+    async def read_late(ids: list[str], session: str) -> list[Task]:
         await worker.flush()
         assert (await worker.stream.measure())[0] == 0
-        return await read(ids)
+        return await read(ids, session)
 
     await worker.take()  # what was canceled
     monkeypatch.setattr(store, "get_tasks", read_late)
