@@ -88,7 +88,9 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     app[SCHEDULES] = services.schedules
     app[POOL] = pool
     app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled, pool.failing)
-    app[LIMITS] = Limits(settings.max_body_bytes, settings.body_timeout_seconds)
+    app[LIMITS] = Limits(
+        settings.max_body_bytes, settings.max_batch_bytes, settings.body_timeout_seconds
+    )
     app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
 
     async def life(app: web.Application) -> AsyncIterator[None]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
+import orjson
 import structlog
 
 from tasksvc.domain import cron
 from tasksvc.domain.errors import ContentRefused, ScheduleNotFound, TooManySchedules
-from tasksvc.domain.schedule import Missed, Schedule, ScheduleOrder, Tick
+from tasksvc.domain.schedule import DueSchedules, Missed, Schedule, ScheduleOrder, Tick
 from tasksvc.domain.task import Options
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
+from tasksvc.slices import Slices
 from tasksvc.store.schedule_store import ScheduleStore
 
 log = structlog.get_logger(__name__)
 
 MAX_SCHEDULES = 1000
-"""All of them are in one answer, and may be due at the same moment."""
+"""All of them may be due at the same moment."""
+
+_STEP = 50
+"""Schedules that are read, and go on, in one statement."""
 
 _LATE = timedelta(minutes=1)
 """What is later was missed."""
@@ -42,8 +47,8 @@ class ScheduleService:
 
         Raises UnknownKind, InvalidCron, and TooManySchedules.
         """
-        if (kind := order.task.get("kind")) is not None:
-            await self._tasks.check_kind(kind)
+        if order.kind is not None:
+            await self._tasks.check_kind(order.kind)
         next_run_at = None
         if not order.is_paused:
             now = await self._store.read_clock()
@@ -61,9 +66,9 @@ class ScheduleService:
             raise ScheduleNotFound
         return found[0]
 
-    async def find(self) -> list[Schedule]:
-        """All of them, in the order of their names."""
-        return await self._store.find_schedules()
+    async def find(self, after: str, limit: int) -> list[Schedule]:
+        """Those after a name, in the order of their names."""
+        return await self._store.find_schedules(after, limit)
 
     async def delete(self, name: str) -> None:
         """The tasks that it has made stay. Raises ScheduleNotFound."""
@@ -73,10 +78,24 @@ class ScheduleService:
     async def run_due(self) -> tuple[int, float | None]:
         """Makes the tasks of the schedules that are due: how many of these went on, and the seconds
         until the next is due (None: never)."""
-        due = await self._store.find_due_schedules()
-        if due is None:
-            return 0, None
-        ticks = [tick for each in due.schedules if (tick := self._tick(each, due.now)) is not None]
+        count, after = 0, ""
+        while True:
+            due = await self._store.find_due_schedules(after, _STEP)
+            if due is None:
+                return count, None
+            count += await self._go_on(due)
+            if len(due.schedules) < _STEP:
+                return count, due.next_seconds
+            # Not the first of the rest: what can't go on would be among them for ever.
+            after = due.schedules[-1].name
+
+    async def _go_on(self, due: DueSchedules) -> int:
+        """How many did."""
+        slices, ticks = Slices(), []
+        for schedule in due.schedules:
+            if (tick := self._tick(schedule, due.now)) is not None:
+                ticks.append(tick)
+            await slices.rest()
         went_on = await self._run(ticks) if ticks else []
         made = {id for _, id in went_on if id is not None}
         self._runs["made"].add(len(made))
@@ -84,7 +103,7 @@ class ScheduleService:
         self._tasks.publish_soon(
             tick.task for tick in ticks if tick.task is not None and tick.task.id in made
         )
-        return len(went_on), due.next_seconds
+        return len(went_on)
 
     async def _run(self, ticks: Sequence[Tick]) -> list[tuple[str, str | None]]:
         try:
@@ -105,7 +124,7 @@ class ScheduleService:
                 schedule.cron, schedule.timezone, schedule.next_run_at, now
             )
             is_skipped = schedule.missed is Missed.SKIP and now - scheduled_for > _LATE
-            options = dict(schedule.task)
+            options = orjson.loads(schedule.task)
             content = options.pop("content")
             task = None if is_skipped else self._tasks.new_task(content, None, Options(**options))
         except Exception as error:

@@ -136,6 +136,7 @@ class TaskService:
         """`kinds` are those that this process serves, each with its `max_attempts`."""
         self._kinds = Kinds(store, kinds, max_waiting=max_waiting)
         self._careful_until = float("-inf")
+        self._secret: bytes | None = None
         self._store = store
         self._stream = stream
         self._publisher = publisher
@@ -246,6 +247,12 @@ class TaskService:
     def get(self, id: str) -> Awaitable[Task]:
         """Raises TaskNotFound."""
         return self._gets.join(id)
+
+    async def secret(self) -> bytes:
+        """Random bytes that all processes share."""
+        if self._secret is None:
+            self._secret = await self._store.get_secret()
+        return self._secret
 
     async def get_attempts(self, id: str) -> list[Attempt]:
         """The runs of a task, in their order; of very many the newest.

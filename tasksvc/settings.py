@@ -121,6 +121,8 @@ class Settings:
     max_waiting: int
 
     max_body_bytes: int
+    max_batch_bytes: int
+    """Of `POST /tasks`."""
     body_timeout_seconds: float
     keepalive_seconds: float
 
@@ -136,6 +138,7 @@ class Settings:
 def _read(env: Env) -> dict[str, Any]:
     positive = Range(0, _MAX_SECONDS, min_inclusive=False)
     not_negative = Range(0, _MAX_SECONDS)
+    max_body_bytes = env.int("TASKSVC_MAX_BODY_BYTES", 262_144, validate=Range(min=1))
     lease = env.float("TASKSVC_LEASE_SECONDS", 10.0, validate=positive)
     return {
         # The house.
@@ -190,7 +193,11 @@ def _read(env: Env) -> dict[str, Any]:
         "stream_max_entries": env.int("TASKSVC_STREAM_MAX_ENTRIES", 250_000, validate=Range(min=1)),
         "group_size": env.int("TASKSVC_GROUP_SIZE", 500, validate=Range(1, 10_000)),
         "max_waiting": env.int("TASKSVC_MAX_WAITING", 10_000, validate=Range(min=1)),
-        "max_body_bytes": env.int("TASKSVC_MAX_BODY_BYTES", 262_144, validate=Range(min=1)),
+        "max_body_bytes": max_body_bytes,
+        # A thousand tasks of 4 KiB, each with all options.
+        "max_batch_bytes": env.int(
+            "TASKSVC_MAX_BATCH_BYTES", max(5_242_880, max_body_bytes), validate=Range(min=1)
+        ),
         "body_timeout_seconds": env.float("TASKSVC_BODY_TIMEOUT_SECONDS", 5.0, validate=positive),
         "keepalive_seconds": env.float("TASKSVC_KEEPALIVE_SECONDS", 60.0, validate=positive),
     }

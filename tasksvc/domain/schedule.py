@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasksvc.domain.task import NewTask
 
@@ -25,10 +24,12 @@ class ScheduleOrder(NamedTuple):
 
     cron: str
     timezone: str
-    task: Mapping[str, Any]
-    """As a client would create it."""
+    task: str
+    """As JSON, as a client would create it."""
     missed: Missed
     is_paused: bool
+    kind: str | None = None
+    """Of the task."""
 
 
 class Schedule(NamedTuple):
@@ -37,7 +38,8 @@ class Schedule(NamedTuple):
     name: str
     cron: str
     timezone: str
-    task: Mapping[str, Any]
+    task: str
+    """As JSON. It is long, and is read only when it is due."""
     missed: Missed
     created_at: datetime
     updated_at: datetime | None

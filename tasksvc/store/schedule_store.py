@@ -38,7 +38,7 @@ class ScheduleStore(Store):
             name=name,
             cron=order.cron,
             timezone=order.timezone,
-            task=orjson.dumps(order.task).decode(),
+            task=order.task,
             missed=order.missed,
             next_run_at=next_run_at,
             limit=limit,
@@ -48,9 +48,10 @@ class ScheduleStore(Store):
         ((*columns, is_new),) = rows
         return _schedule(*columns), is_new
 
-    async def find_schedules(self) -> list[Schedule]:
-        """All of them, in the order of their names."""
-        return [_schedule(*row) for row in await self._run("schedule", "find_schedules")]
+    async def find_schedules(self, after: str, limit: int) -> list[Schedule]:
+        """Those after a name, in the order of their names."""
+        rows = await self._run("schedule", "find_schedules", after=after, limit=limit)
+        return [_schedule(*row) for row in rows]
 
     async def get_schedules(self, name: str) -> list[Schedule]:
         """The one of that name, if there is one."""
@@ -60,9 +61,10 @@ class ScheduleStore(Store):
         """Whether it was there."""
         return bool(await self._run("schedule", "delete_schedule", name=name))
 
-    async def find_due_schedules(self) -> DueSchedules | None:
-        """None when no schedule will ever be due."""
-        rows = await self._run("tick", "find_due_schedules")
+    async def find_due_schedules(self, after: str, limit: int) -> DueSchedules | None:
+        """Those after a name, in the order of their names; None when no schedule will ever be
+        due."""
+        rows = await self._run("tick", "find_due_schedules", after=after, limit=limit)
         if not rows:
             return None
         now: datetime = rows[0][-1]
@@ -90,7 +92,7 @@ class ScheduleStore(Store):
 
 
 def _schedule(
-    name: str, cron: str, timezone: str, task: dict[str, Any], missed: str, *others: Any
+    name: str, cron: str, timezone: str, task: str, missed: str, *others: Any
 ) -> Schedule:
     return Schedule(name, cron, timezone, task, Missed(missed), *others)
 

@@ -17,26 +17,28 @@ ON CONFLICT (name) DO UPDATE SET
     next_run_at = CASE
         WHEN (kept.cron, kept.timezone) = (excluded.cron, excluded.timezone) AND excluded.next_run_at IS NOT NULL
         THEN coalesce(kept.next_run_at, excluded.next_run_at) ELSE excluded.next_run_at END
-RETURNING name, cron, timezone, task, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id, xmax = 0;
+RETURNING name, cron, timezone, task::text, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id, xmax = 0;
 
 -- find_schedules --
-SELECT name, cron, timezone, task, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id
-FROM schedule ORDER BY name;
+-- No change: so many of them, in the order of their names, after one.
+SELECT name, cron, timezone, task::text, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id
+FROM schedule WHERE name > %(after)s::text ORDER BY name LIMIT %(limit)s;
 
 -- get_schedules --
-SELECT name, cron, timezone, task, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id
+SELECT name, cron, timezone, task::text, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id
 FROM schedule WHERE name = %(name)s;
 
 -- delete_schedule --
 DELETE FROM schedule WHERE name = %(name)s RETURNING name;
 
 -- find_due_schedules --
--- No change: all that are due, and the next that will be; with each the present moment.
-(SELECT name, cron, timezone, task, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id,
+-- No change: so many of those that are due, in the order of their names, after one; and the next that will be; with each
+-- the present moment.
+(SELECT name, cron, timezone, task::text, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id,
     statement_timestamp()
- FROM schedule WHERE next_run_at <= statement_timestamp())
+ FROM schedule WHERE next_run_at <= statement_timestamp() AND name > %(after)s::text ORDER BY name LIMIT %(limit)s)
 UNION ALL
-(SELECT name, cron, timezone, task, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id,
+(SELECT name, cron, timezone, task::text, missed, created_at, updated_at, next_run_at, last_run_at, last_task_id,
     statement_timestamp()
  FROM schedule WHERE next_run_at > statement_timestamp() ORDER BY next_run_at LIMIT 1);
 

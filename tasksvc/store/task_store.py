@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -105,6 +106,9 @@ class Workers:
     """Until the next lease could run out; None when nobody lives."""
 
 
+_LONG = 500_000
+"""Characters that take a millisecond or two."""
+
 _SESSIONS = (
     "insert",
     "special",
@@ -189,7 +193,7 @@ class TaskStore(Store):
             "insert_fresh_tasks",
             worker_id=hold and hold.worker_id,
             epoch=hold and hold.epoch,
-            tasks=documents(tasks, hold.ids if hold else ()),
+            tasks=await _documents(tasks, hold.ids if hold else ()),
         )
         made = {id: (created_at, run_at) for id, created_at, run_at, _ in rows}
         held = {id for id, *_, is_held in rows if is_held}
@@ -202,7 +206,7 @@ class TaskStore(Store):
         """The same whatever is taken, and nobody holds them yet; and the live tasks that others
         would have to share their unique key with, by the ids of those. One whose key is there
         already, or that has lost a race, is in neither."""
-        rows = await self._run("special", "insert_special_tasks", tasks=documents(tasks))
+        rows = await self._run("special", "insert_special_tasks", tasks=await _documents(tasks))
         found = {
             id: (created_at, run_at) for id, _, created_at, run_at in rows if created_at is not None
         }
@@ -422,6 +426,11 @@ class TaskStore(Store):
         """Those that are there, in no order."""
         return [_task(*row) for row in await self._run(session, "get_tasks", ids=plain_array(ids))]
 
+    async def get_secret(self) -> bytes:
+        """32 random bytes, the same for all processes of this database."""
+        ((value,),) = await self._run("get", "get_secret")
+        return bytes(value)
+
     async def get_attempts(self, id: str, limit: int) -> list[Attempt]:
         """The newest runs of a task, in their order."""
         rows = await self._run("search", "get_attempts", id=id, limit=limit)
@@ -542,6 +551,14 @@ def _task(
         None if result is None else msgspec.Raw(result.encode()),
         *others,
     )
+
+
+async def _documents(tasks: Sequence[NewTask], held: Collection[str] = ()) -> str:
+    """As JSON. To write a long one takes as long as to send it: the loop goes round between."""
+    text = documents(tasks, held)
+    if len(text) > _LONG:
+        await asyncio.sleep(0)
+    return text
 
 
 def _attempt(

@@ -531,6 +531,10 @@ VALUES (
 )
 ON CONFLICT (id) DO NOTHING;
 
+-- get_secret --
+-- No change: the random bytes that all processes share.
+SELECT value FROM secret WHERE is_only;
+
 -- find_kinds --
 -- No change: those of the kinds that somebody serves, or has served.
 SELECT name, max_attempts FROM kind WHERE name = ANY(%(kinds)s::text[]);

@@ -17,6 +17,15 @@ _UTF_8 = frozenset({"utf-8", "utf8"})
 
 async def read_json(request: web.Request) -> bytes | bytearray:
     """Raises Problem for what is not JSON by its headers, too large, or does not arrive."""
+    return await _read_json(request, request.app[LIMITS].max_body_bytes, "TASKSVC_MAX_BODY_BYTES")
+
+
+async def read_batch(request: web.Request) -> bytes | bytearray:
+    """The same for a body with many tasks, which may be larger."""
+    return await _read_json(request, request.app[LIMITS].max_batch_bytes, "TASKSVC_MAX_BATCH_BYTES")
+
+
+async def _read_json(request: web.Request, max_bytes: int, variable: str) -> bytes | bytearray:
     if request.headers.get(hdrs.CONTENT_TYPE) != JSON and not _is_json(request):
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -29,13 +38,14 @@ async def read_json(request: web.Request) -> bytes | bytearray:
             "The body must not be compressed.",
             headers={hdrs.ACCEPT_ENCODING: "identity"},
         )
-    limits = request.app[LIMITS]
     try:
         if not request.content.is_eof():
-            async with asyncio.timeout(limits.body_timeout_seconds):
-                return await _read_body(request, limits.max_body_bytes)
+            async with asyncio.timeout(request.app[LIMITS].body_timeout_seconds):
+                return await _read_body(request, max_bytes)
         # It came with its head: a timer and a loop would cost more than the rest.
         body = request.content.read_nowait()
+        if len(body) > max_bytes:
+            raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
     except TimeoutError:
         raise Problem(
             HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
@@ -43,8 +53,12 @@ async def read_json(request: web.Request) -> bytes | bytearray:
     except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
         # The client went away half way, or its chunks are none.
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
-    if len(body) > limits.max_body_bytes:
-        raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, len(body))
+    except web.HTTPRequestEntityTooLarge:
+        raise Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The body has more than {max_bytes} bytes, which is the limit ({variable}).",
+            closes=True,
+        ) from None
     return body
 
 

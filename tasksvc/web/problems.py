@@ -56,6 +56,10 @@ class Problem(Exception):
         return response
 
 
+def bad_json() -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.")
+
+
 def wrong_shape(errors: Sequence[Mapping[str, str]]) -> Problem:
     """Each error with the JSON Pointer (RFC 6901) of what is wrong."""
     return Problem(

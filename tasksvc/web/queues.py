@@ -7,21 +7,23 @@ from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
-from marshmallow import Schema, fields
-from marshmallow.validate import Range
+from marshmallow import fields
+from marshmallow.validate import Range, Regexp
 
 from tasksvc.domain.errors import QueueNotFound
 from tasksvc.domain.queue import Queue
 from tasksvc.web.answers import Answer
 from tasksvc.web.bodies import read_json
+from tasksvc.web.fields import Digits, Shape
 from tasksvc.web.keys import QUEUES
 from tasksvc.web.problems import wrong_shape
+from tasksvc.web.queries import check_no_query, load_query, next_link
 from tasksvc.web.schemas import QUEUE_NAME, QUEUE_NAME_RULE, load
 
 _PAGE = 1000
 
 
-class QueuePut(Schema):
+class QueuePut(Shape):
     """The body of `PUT /queues/{name}`."""
 
     concurrency = fields.Integer(
@@ -29,7 +31,15 @@ class QueuePut(Schema):
     )
 
 
+class QueueSearch(Shape):
+    """The query of `GET /queues`."""
+
+    limit = Digits(load_default=_PAGE, validate=Range(1, _PAGE))
+    after = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
+
+
 _QUEUE_PUT = QueuePut()
+_QUEUE_SEARCH = QueueSearch()
 
 
 async def put_queue(request: web.Request) -> Answer:
@@ -45,20 +55,18 @@ async def put_queue(request: web.Request) -> Answer:
 
 
 async def get_queue(request: web.Request) -> Answer:
+    check_no_query(request)
     return _answer(await request.app[QUEUES].get(_name(request)))
 
 
 async def find_queues(request: web.Request) -> Answer:
     """A page of them, in the order of their names."""
-    after = request.query.get("after", "")
-    if set(request.query) - {"after"}:
-        raise wrong_shape([{"pointer": "", "detail": "Only `after` may be given."}])
-    queues = await request.app[QUEUES].find(after, _PAGE + 1)
-    page = queues[:_PAGE]
+    search = load_query(_QUEUE_SEARCH, request)
+    limit = search["limit"]
+    queues = await request.app[QUEUES].find(search.get("after", ""), limit + 1)
+    page = queues[:limit]
     document: dict[str, Any] = {"queues": [_shown(queue) for queue in page]}
-    headers: dict[str, str] = {}
-    if len(queues) > _PAGE:
-        headers[hdrs.LINK] = f'</queues?after={page[-1].name}>; rel="next"'
+    headers = next_link(request, after=page[-1].name) if len(queues) > limit else {}
     return Answer(orjson.dumps(document), headers=headers)
 
 

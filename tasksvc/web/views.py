@@ -18,21 +18,14 @@ from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import FINAL, LIVE, Status, Step
 from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
-from tasksvc.web.bodies import read_json
-from tasksvc.web.keys import HEALTH, METRICS, SERVICE
+from tasksvc.web.batches import load_tasks_create
+from tasksvc.web.bodies import read_batch, read_json
+from tasksvc.web.cursors import Cursors
+from tasksvc.web.dumps import dump_attempts, dump_step, dump_task, dump_tasks
+from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
-from tasksvc.web.schemas import (
-    dump_attempts,
-    dump_cursor,
-    dump_step,
-    dump_task,
-    dump_tasks,
-    load_search,
-    load_step,
-    load_task_create,
-    load_task_id,
-    load_tasks_create,
-)
+from tasksvc.web.queries import check_no_query, next_link
+from tasksvc.web.schemas import load_search, load_step, load_task_create, load_task_id
 
 log = structlog.get_logger(__name__)
 
@@ -81,14 +74,16 @@ async def create_task(request: web.Request) -> Answer:
 
 async def get_task(request: web.Request) -> Answer:
     request.app[METRICS].task_get_requests.add()
+    check_no_query(request)
     task = await request.app[SERVICE].get(load_task_id(request.match_info["task_id"]))
     return Answer(dump_task(task))
 
 
 async def get_attempts(request: web.Request) -> Answer:
     """The history of a task."""
+    check_no_query(request)
     id = load_task_id(request.match_info["task_id"])
-    return Answer(dump_attempts(await request.app[SERVICE].get_attempts(id)))
+    return Answer(b"".join(await dump_attempts(await request.app[SERVICE].get_attempts(id))))
 
 
 async def cancel_task(request: web.Request) -> Answer:
@@ -113,7 +108,8 @@ async def create_tasks(request: web.Request) -> Answer:
     with _creating(request):
         if IDEMPOTENCY_KEY in request.headers:
             raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key is for POST /task alone.")
-        orders = load_tasks_create(await read_json(request))
+        body = await read_batch(request)
+        orders = await load_tasks_create(body, request.app[LIMITS].max_body_bytes)
         for number, order in enumerate(orders):
             if order.options.kind is not None:
                 try:
@@ -123,18 +119,20 @@ async def create_tasks(request: web.Request) -> Answer:
                     raise wrong_shape([{"pointer": pointer, "detail": str(error)}]) from None
         tasks = await service.create_many(orders)
     request.app[METRICS].task_create_successes.add(len(tasks))
-    return Answer(dump_tasks(tasks), status=201)
+    return Answer(b"".join(await dump_tasks(tasks)), status=201)
 
 
 async def find_tasks(request: web.Request) -> Answer:
     """A page of tasks, newest first."""
-    search = load_search(request.query)
-    page = await request.app[SERVICE].find(search.filter, search.before, search.limit)
+    search = load_search(request)
+    cursors = await _cursors(request)
+    before = cursors.load(search.filter, search.cursor)
+    page = await request.app[SERVICE].find(search.filter, before, search.limit)
     if page.next_before is None:
-        return Answer(dump_tasks(page.tasks))
-    cursor = dump_cursor(search.filter, page.next_before)
-    url = request.rel_url.update_query(cursor=cursor)
-    return Answer(dump_tasks(page.tasks, cursor), headers={hdrs.LINK: f'<{url}>; rel="next"'})
+        return Answer(b"".join(await dump_tasks(page.tasks)))
+    cursor = cursors.dump(search.filter, page.next_before)
+    headers = next_link(request, cursor=cursor)
+    return Answer(b"".join(await dump_tasks(page.tasks, cursor)), headers=headers)
 
 
 async def cancel_tasks(request: web.Request) -> Answer:
@@ -216,10 +214,19 @@ async def _step(
 ) -> Answer:
     """Changes a step of the tasks, or only tells which it would."""
     order = load_step(await read_json(request), statuses)
-    step = await change(order.filter, order.before, order.limit, is_dry=order.is_dry)
+    cursors = await _cursors(request)
+    before = cursors.load(order.filter, order.cursor)
+    step = await change(order.filter, before, order.limit, is_dry=order.is_dry)
     if not order.is_dry:
         successes.add(len(step.ids))
-    return Answer(dump_step(step, order.filter, done))
+    cursor = None
+    if step.next_before is not None:
+        cursor = cursors.dump(order.filter, step.next_before)
+    return Answer(dump_step(step, cursor, done))
+
+
+async def _cursors(request: web.Request) -> Cursors:
+    return Cursors(await request.app[SERVICE].secret())
 
 
 def _idempotency_key(request: web.Request) -> str | None:

@@ -18,7 +18,7 @@ from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.schedule import Schedule
 from tasksvc.domain.task import Task
-from tasksvc.web import queues, routes, schedules, schemas
+from tasksvc.web import batches, queues, routes, schedules, schemas
 from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
 API = (ROOT / "docs" / "api.md").read_text("utf-8")
@@ -39,7 +39,7 @@ def sections() -> dict[str, str]:
 def documented_schemas() -> dict[str, Schema]:
     """By the first of the requests that they are of, as their docstrings tell."""
     found = {}
-    for module in (schemas, queues, schedules):
+    for module in (schemas, batches, queues, schedules):
         for each in vars(module).values():
             if isinstance(each, type) and issubclass(each, Schema) and each.__doc__:
                 requests = re.findall(r"`([A-Z]+ /\S*)`", each.__doc__)

@@ -146,7 +146,7 @@ async def test_backoff_of_a_task(shared_services: Callable[..., ServiceProcess])
         ({"retry_max_seconds": -1}, "/retry_max_seconds"),
         ({"retry_base_seconds": 367 * 86400}, "/retry_base_seconds"),
         ({"retry_max_seconds": "long"}, "/retry_max_seconds"),
-        ({"retry_max_seconds": None}, "/retry_max_seconds"),
+        ({"retry_max_seconds": "5"}, "/retry_max_seconds"),
         ({"retry_base_seconds": 2, "retry_max_seconds": 1}, "/retry_max_seconds"),
     ],
 )

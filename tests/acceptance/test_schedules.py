@@ -221,12 +221,11 @@ async def test_options_of_a_task(shared_services: Start) -> None:
         ({"timezone": "../../etc/passwd"}, "/timezone"),
         ({"timezone": ""}, "/timezone"),
         ({"timezone": "nul \0"}, "/timezone"),
-        ({"timezone": None}, "/timezone"),
         ({"timezone": 1}, "/timezone"),
         ({"missed": "all"}, "/missed"),
-        ({"missed": None}, "/missed"),
         ({"is_paused": "yes"}, "/is_paused"),
-        ({"is_paused": None}, "/is_paused"),
+        ({"is_paused": 1}, "/is_paused"),
+        ({"is_paused": 0}, "/is_paused"),
         ({"is_paused": []}, "/is_paused"),
         ({"name": "other"}, "/name"),
         ({"task": ...}, "/task"),
@@ -236,7 +235,8 @@ async def test_options_of_a_task(shared_services: Start) -> None:
         ({"task": {}}, "/task/content"),
         ({"task": {"content": 1}}, "/task/content"),
         ({"task": {"content": "nul \0"}}, "/task/content"),
-        ({"task": {"content": "x" * 10_001}}, "/task/content"),
+        ({"task": {"content": "x" * 16_383}}, "/task/content"),
+        ({"task": {"content": "\1" * 2731}}, "/task/content"),
         ({"task": {"content": "x", "kind": "nobody's"}}, "/task/kind"),
         ({"task": {"content": "x", "max_attempts": 0}}, "/task/max_attempts"),
         ({"task": {"content": "x", "priority": "urgent"}}, "/task/priority"),
@@ -259,6 +259,24 @@ async def test_what_will_not_do_is_named_and_nothing_is_done(
     assert_problem(answer, 422, errors=errors)
     assert [error["pointer"] for error in errors] == [pointer]
     assert_problem(get(service), 404)
+
+
+async def test_null_is_not_given(service: ServiceProcess) -> None:
+    nulls = dict.fromkeys(["timezone", "missed", "is_paused"])
+
+    schedule = put(service, task={"content": "x", "kind": None, "run_at": None}, **nulls).json()
+
+    assert schedule["task"] == {"content": "x"}
+    assert (schedule["timezone"], schedule["missed"], schedule["is_paused"]) == (
+        "UTC",
+        "last",
+        False,
+    )
+
+
+async def test_content_as_long_as_it_may_be(service: ServiceProcess) -> None:
+    for content in ("x" * 16_382, "ä" * 8191, "\1" * 2730):
+        assert put(service, task={"content": content}).json()["task"] == {"content": content}
 
 
 @pytest.mark.parametrize("body", [[], "x", 1, None])
@@ -304,8 +322,58 @@ async def test_there_are_a_thousand_at_most(service: ServiceProcess) -> None:
 
     assert_problem(put(service, "one.more"), 409)
     assert put(service, "7").status == 200
-    answer = talk(service.port, request("GET", "/schedules"))
-    assert len(answer.json()["schedules"]) == 1000
+    pages = []
+    path = "/schedules"
+    while path:
+        answer = talk(service.port, request("GET", path))
+        pages.append([each["name"] for each in answer.json()["schedules"]])
+        path, _, rel = answer.headers.get("link", "").removeprefix("<").partition(">; ")
+        assert rel == ('rel="next"' if path else "")
+    assert [len(page) for page in pages] == [100] * 10
+    assert [name for page in pages for name in page] == sorted(str(n) for n in range(1, 1001))
+
+
+@pytest.mark.parametrize(
+    ("search", "names"),
+    [
+        ("limit=2", ["a", "b"]),
+        ("after=a", ["b", "c"]),
+        ("after=a&limit=1", ["b"]),
+        ("after=b.5", ["c"]),
+        ("after=c", []),
+    ],
+)
+async def test_page_of_schedules(service: ServiceProcess, search: str, names: list[str]) -> None:
+    for name in ("a", "b", "c"):
+        put(service, name)
+
+    answer = talk(service.port, request("GET", f"/schedules?{search}"))
+
+    assert [each["name"] for each in answer.json()["schedules"]] == names
+    assert ("link" in answer.headers) is ("limit" in search)
+
+
+@pytest.mark.parametrize(
+    ("search", "pointer"),
+    [
+        ("limit=0", "/limit"),
+        ("limit=101", "/limit"),
+        ("limit=-1", "/limit"),
+        ("limit=1_0", "/limit"),
+        ("limit=", "/limit"),
+        ("limit=1&limit=2", "/limit"),
+        ("after=", "/after"),
+        ("after=a%00", "/after"),
+        ("after=a%0A", "/after"),
+        ("after=%FF", "/after"),
+        ("cursor=x", "/cursor"),
+    ],
+)
+async def test_page_that_will_not_do(service: ServiceProcess, search: str, pointer: str) -> None:
+    answer = talk(service.port, request("GET", f"/schedules?{search}"))
+
+    assert_problem(answer, 422, errors=answer.json()["errors"])
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
 async def test_each_moment_has_one_task_though_processes_die(start_service: Start) -> None:

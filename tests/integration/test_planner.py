@@ -109,6 +109,7 @@ async def live(store: TaskStore) -> None:
     await store.lapse_workers(None)
     await store.rescue_tasks([worker_id], 100)
     await store.get_tasks(ids)
+    await store.get_secret()
     await store.get_attempts(ids[0], 10)
     new_ids = {id: str(uuid_utils.uuid7()) for id in ids[:10]}
     await store.retry_tasks(new_ids, is_published=True, is_again=True)

@@ -12,8 +12,9 @@ import pytest
 
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import Options, Priority, Status, Task
+from tasksvc.web.dumps import dump_task
 from tasksvc.web.problems import Problem
-from tasksvc.web.schemas import TaskOrder, dump_task, load_task_create, load_task_id
+from tasksvc.web.schemas import TaskOrder, load_task_create, load_task_id
 
 ID = "0192d1a5-7c2e-7e2a-9d3f-0123456789ab"
 MOMENT = datetime(2024, 10, 28, 8, 4, 8, 990161, UTC)
@@ -74,21 +75,46 @@ def test_load_task_create_with_all_options() -> None:
         ("max_attempts", 1001),
         ("max_attempts", 1.5),
         ("max_attempts", "2x"),
-        ("max_attempts", None),
+        ("max_attempts", "3"),
+        ("max_attempts", True),
         ("max_attempts", 10**30),
         ("timeout_seconds", 0),
         ("timeout_seconds", -1),
         ("timeout_seconds", 1e300),
         ("timeout_seconds", "soon"),
+        ("timeout_seconds", True),
+        ("timeout_seconds", []),
         ("priority", "urgent"),
         ("priority", 1),
-        ("priority", None),
+        ("priority", ["high"]),
         ("delay_seconds", -0.1),
         ("delay_seconds", 1e9),
         ("delay_seconds", [1]),
+        ("delay_seconds", "5"),
+        ("delay_seconds", "1_0"),
+        ("delay_seconds", " 5\n"),
+        ("delay_seconds", "٣"),
         ("run_at", "tomorrow"),
-        ("run_at", "2030-01-01"),
-        ("run_at", "2030-01-01T00:00:00"),
+        ("run_at", "2099-W53-5T00:00:00Z"),
+        ("run_at", "2099-W53-5"),
+        ("run_at", "20990101T000000Z"),
+        ("run_at", "2099-01"),
+        ("run_at", "2099-01-01T23Z"),
+        ("run_at", "2099-01-01T23:59Z"),
+        ("run_at", "2099-01-01T24:00:00Z"),
+        ("run_at", "2099-01-01T23:59:60Z"),
+        ("run_at", "2099-01-01T23:59:59,5Z"),
+        ("run_at", "2099-01-01T23:59:59.Z"),
+        ("run_at", "2099-01-01T23:59:59+00:00:30"),
+        ("run_at", "2099-01-01T23:59:59+0100"),
+        ("run_at", "2099-01-01T23:59:59+24:00"),
+        ("run_at", "2099-01-01T23:59:59Z\0"),
+        ("run_at", "2099-01-01T23:59:59Z\n"),
+        ("run_at", " 2099-01-01"),
+        ("run_at", "2099-01-01Z"),
+        ("run_at", "٢099-01-01"),
+        ("run_at", "2099-02-30"),
+        ("run_at", True),
         ("run_at", 1893456000),
         ("run_at", "0001-01-01T00:00:00+23:59"),
         ("expires_at", "9999-12-31T23:59:59-23:59"),
@@ -100,6 +126,23 @@ def test_option_that_will_not_do_is_named(field: str, value: Any) -> None:
 
     assert refused.status == 422
     assert [error["pointer"] for error in refused.extensions["errors"]] == [f"/{field}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026-11-01T02:03:04", datetime(2026, 11, 1, 2, 3, 4, tzinfo=UTC)),
+        ("2026-11-01 02:03:04z", datetime(2026, 11, 1, 2, 3, 4, tzinfo=UTC)),
+        ("2026-11-01t02:03:04.5+02:30", datetime(2026, 10, 31, 23, 33, 4, 500000, tzinfo=UTC)),
+        ("2026-11-01T02:03:04.1234569-00:00", datetime(2026, 11, 1, 2, 3, 4, 123456, tzinfo=UTC)),
+    ],
+)
+def test_time_is_read_as_utc_unless_it_says_another_offset(text: str, moment: datetime) -> None:
+    order = load_task_create(json.dumps({"content": "x", "run_at": text}).encode())
+
+    assert order.options.run_at == moment
+    assert order.options.run_at.tzinfo is UTC
 
 
 def test_task_starts_at_a_moment_or_after_a_delay() -> None:
@@ -191,6 +234,11 @@ def test_dump_task_is_the_contract_to_the_letter() -> None:
         (MOMENT.replace(microsecond=10), "2024-10-28T08:04:08.000010Z"),
         (datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00.000000Z"),
         (MOMENT.astimezone(timezone(timedelta(0))), "2024-10-28T08:04:08.990161Z"),
+        (MOMENT.astimezone(timezone(timedelta(hours=9))), "2024-10-28T08:04:08.990161Z"),
+        (
+            MOMENT.replace(microsecond=0).astimezone(timezone(timedelta(hours=-9.5))),
+            "2024-10-28T08:04:08.000000Z",
+        ),
     ],
 )
 def test_dump_task_gives_times_six_digits_and_z(moment: datetime, text: str) -> None:

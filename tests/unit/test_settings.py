@@ -54,6 +54,7 @@ def test_defaults(read: Read) -> None:
     assert settings.simulated_seconds == 3
     assert settings.retention_seconds == 0
     assert settings.max_body_bytes == 256 * 1024
+    assert settings.max_batch_bytes == 5 * 1024 * 1024
     assert settings.body_timeout_seconds == 5
     assert settings.heartbeat_seconds < settings.lease_seconds / 2
 
@@ -95,6 +96,8 @@ def test_defaults(read: Read) -> None:
         ("TASKSVC_GROUP_SIZE", "group_size", "1", 1),
         ("TASKSVC_MAX_WAITING", "max_waiting", "1", 1),
         ("TASKSVC_MAX_BODY_BYTES", "max_body_bytes", "1", 1),
+        ("TASKSVC_MAX_BODY_BYTES", "max_batch_bytes", "6000000", 6_000_000),
+        ("TASKSVC_MAX_BATCH_BYTES", "max_batch_bytes", "1", 1),
         ("TASKSVC_BODY_TIMEOUT_SECONDS", "body_timeout_seconds", "0.1", 0.1),
         ("TASKSVC_KEEPALIVE_SECONDS", "keepalive_seconds", "0.1", 0.1),
     ],
@@ -128,6 +131,7 @@ INTEGERS = (
     "TASKSVC_GROUP_SIZE",
     "TASKSVC_MAX_WAITING",
     "TASKSVC_MAX_BODY_BYTES",
+    "TASKSVC_MAX_BATCH_BYTES",
 )
 
 
@@ -169,6 +173,7 @@ def test_fraction_of_a_whole_number_is_refused_by_name(read: Read, variable: str
         ("TASKSVC_GROUP_SIZE", 0),
         ("TASKSVC_MAX_WAITING", 0),
         ("TASKSVC_MAX_BODY_BYTES", 0),
+        ("TASKSVC_MAX_BATCH_BYTES", 0),
         ("TASKSVC_BODY_TIMEOUT_SECONDS", 0),
         ("TASKSVC_KEEPALIVE_SECONDS", 0),
         ("LOG_LEVEL", "loud"),

@@ -1,0 +1,95 @@
+"""What goes out: tasks and their runs as JSON. Long lists are written in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+import orjson
+
+from tasksvc.domain.attempt import Attempt
+from tasksvc.domain.task import Step, Task
+from tasksvc.slices import Slices
+from tasksvc.web.moments import shown_moment
+
+_Item = TypeVar("_Item")
+
+_PIECE_BYTES = 65_536
+
+_encode = msgspec.json.Encoder().encode
+
+_MOMENTS = [
+    name for name, type in get_type_hints(Task).items() if datetime in (type, *get_args(type))
+]
+_moments = attrgetter(*_MOMENTS)
+
+
+def dump_task(task: Task) -> bytes:
+    """A task as JSON: its five first keys always, and of the others those that it has."""
+    for name, moment in zip(_MOMENTS, _moments(task), strict=True):
+        if moment is not None:
+            shown = shown_moment(moment)
+            if shown is not moment:
+                task = msgspec.structs.replace(task, **{name: shown})
+    return _encode(task)
+
+
+async def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> list[bytes]:
+    """Many tasks as JSON, in pieces."""
+    return await dump_list("tasks", tasks, dump_task, next_cursor=next_cursor)
+
+
+async def dump_attempts(attempts: Sequence[Attempt]) -> list[bytes]:
+    """The runs of a task as JSON, in pieces: each run has its five first keys, and of the others
+    those that it has."""
+    return await dump_list("attempts", attempts, _dump_attempt)
+
+
+async def dump_list(
+    name: str, items: Iterable[_Item], dump: Callable[[_Item], bytes], **others: str | None
+) -> list[bytes]:
+    """An object with a list, and with the others that are not None. In pieces: to put 25 MB
+    together would hold the loop for too long."""
+    slices = Slices()
+    pieces: list[bytes] = []
+    piece = bytearray(b'{"%s":[' % name.encode())
+    for number, item in enumerate(items):
+        if number:
+            piece += b","
+        piece += dump(item)
+        if len(piece) >= _PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+        await slices.rest()
+    piece += b"]"
+    for key, value in others.items():
+        if value is not None:
+            piece += b',"%s":%s' % (key.encode(), orjson.dumps(value))
+    return [*pieces, bytes(piece + b"}")]
+
+
+def dump_step(step: Step, next_cursor: str | None, done: str) -> bytes:
+    """A step as JSON; `done` is what was done."""
+    document: dict[str, Any] = {
+        "matched": step.matched,
+        done: len(step.ids),
+        "ids": step.ids,
+        "next": next_cursor is not None,
+    }
+    if next_cursor is not None:
+        document["next_cursor"] = next_cursor
+    return orjson.dumps(document)
+
+
+def _dump_attempt(attempt: Attempt) -> bytes:
+    document = attempt._asdict()
+    for name in ("started_at", "ended_at"):
+        if document[name] is not None:
+            document[name] = shown_moment(document[name])
+    for name in ("error", "traceback"):
+        if document[name] is None:
+            del document[name]
+    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
