@@ -31,7 +31,7 @@ def run() -> None:
     """Serve, consume, or both. Without DATABASE_URL and REDIS_HOST: on private servers."""
     import uvloop
 
-    from tasksvc.domain.errors import MigrationFailed
+    from tasksvc.domain.errors import MigrationFailed, StoreRefuses
     from tasksvc.handlers.kinds import HandlersError
     from tasksvc.serve import CannotListen, serve
 
@@ -40,6 +40,8 @@ def run() -> None:
             uvloop.run(serve(settings))
         except (CannotListen, HandlersError, MigrationFailed) as error:
             raise click.ClickException(str(error)) from None
+        except StoreRefuses as error:
+            raise click.ClickException(f"DATABASE_URL: {error.reason}.") from None
 
 
 @main.command("migrate")
@@ -48,12 +50,16 @@ def migrate_schema() -> None:
     import uvloop
 
     from tasksvc.app import open_database
-    from tasksvc.domain.errors import MigrationFailed, Unavailable
+    from tasksvc.domain.errors import MigrationFailed, StoreRefuses, StoreUnavailable, Unavailable
     from tasksvc.store.migrate import migrate
 
     with _ready(needs_redis=False) as settings:
         try:
             applied = uvloop.run(migrate(open_database(settings)))
+        except StoreRefuses as error:
+            raise click.ClickException(f"DATABASE_URL: {error.reason}.") from None
+        except StoreUnavailable as error:
+            raise click.ClickException(f"{error} Reason: {error.reason}.") from None
         except (MigrationFailed, Unavailable) as error:
             raise click.ClickException(str(error)) from None
     click.echo("\n".join(applied) if applied else "The schema is up to date.")
@@ -96,6 +102,19 @@ def _ready(*, needs_redis: bool = True) -> Iterator[Settings]:
             stack.enter_context(logs.configured(settings.log_level, settings.log_file_path))
         except OSError as error:
             raise click.ClickException(f"LOG_FILE_PATH: {error.strerror}.") from None
+        for warning in settings.warnings:
+            log.warning(warning, action="settings")
+        if needs_redis and (settings.database_url is None) != (settings.redis_url is None):
+            # Right on a laptop; elsewhere it is a variable that was forgotten.
+            missing, server = (
+                ("DATABASE_URL", "PostgreSQL")
+                if settings.database_url is None
+                else ("REDIS_HOST", "Redis")
+            )
+            log.warning(
+                f"{missing} is not set: starts a private {server}, which no other process shares",
+                action="private_server",
+            )
         try:
             if settings.database_url is None:
                 postgres = EmbeddedPostgres(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from tasksvc.consumers.rescuer import Rescuer
 from tasksvc.consumers.running import Running
 from tasksvc.consumers.scheduler import Scheduler
 from tasksvc.consumers.watchdog import Watchdog
-from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.domain.errors import StoreRefuses, StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler, http
@@ -56,6 +57,9 @@ from tasksvc.workers import WorkerService
 log = structlog.get_logger(__name__)
 
 POOL = web.AppKey("pool", ConsumerPool)
+
+_SAYS_EVERY_SECONDS = 10.0
+"""Why the start waits for PostgreSQL."""
 
 
 def create_app(settings: Settings, handler: Handler | None = None) -> web.Application:
@@ -117,7 +121,9 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
 def open_database(settings: Settings) -> Database:
     assert settings.database_url is not None
     return Database(
-        settings.database_url, statement_timeout_seconds=settings.statement_timeout_seconds
+        settings.database_url,
+        statement_timeout_seconds=settings.statement_timeout_seconds,
+        schema=settings.database_schema,
     )
 
 
@@ -285,13 +291,22 @@ def _pool(
 
 
 async def _until_migrated(database: Database) -> None:
-    """Waits for PostgreSQL as long as it takes: whoever starts both need not mind the order."""
+    """Waits for PostgreSQL as long as it takes: whoever starts both need not mind the order.
+
+    Raises StoreRefuses and MigrationFailed: to wait would not help.
+    """
+    said_at = float("-inf")
     while True:
         try:
             await migrate(database)
             return
-        except Unavailable:
-            log.warning("Waits for PostgreSQL", action="waits_for_postgres")
+        except StoreRefuses:
+            raise
+        except Unavailable as error:
+            if time.monotonic() - said_at >= _SAYS_EVERY_SECONDS:
+                said_at = time.monotonic()
+                reason = getattr(error, "reason", None)
+                log.warning("Waits for PostgreSQL", action="waits_for_postgres", reason=reason)
             await asyncio.sleep(random.uniform(0.5, 1.0))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,19 +52,30 @@ _OF_OTHER_DRIVERS = frozenset(
         "maxsize",
         "min_size",
         "minsize",
-        "pgbouncer",
         "pool_pre_ping",
         "pool_recycle",
         "pool_size",
         "pool_timeout",
         "prepared_statement_cache_size",
         "prepared_statement_name_func",
-        "schema",
         "statement_cache_size",
         "timeout",
     }
 )
-"""What SQLAlchemy, asyncpg and others read from such a URL, and libpq refuses to know."""
+"""What SQLAlchemy, asyncpg and others read from such a URL, and libpq refuses to know. It tunes
+those drivers, and has no effect here."""
+
+_TARGETS = ("any", "read-write", "primary")
+"""Of `target_session_attrs`: the service writes."""
+
+_MAX_SCHEMA_BYTES = 63
+
+_REDIS_DATABASE = re.compile(r"/?|/\d+")
+
+_PREFIXES = ("TASKSVC_", "TASK_")
+"""Of our variables. Others may use the second too: there a name must be more like one of ours."""
+
+_LIKENESS = {"TASKSVC_": 0.6, "TASK_": 0.8}
 
 
 class SettingsError(Exception):
@@ -84,6 +96,8 @@ class Settings:
 
     database_url: str | None = field(repr=False)
     """For libpq. None: the embedded PostgreSQL."""
+    database_schema: str | None
+    """Where the tables are. None: where the role's search path says."""
     redis_url: str | None = field(repr=False)
     """None: the embedded Redis."""
     redis_prefix: str
@@ -126,19 +140,58 @@ class Settings:
     body_timeout_seconds: float
     keepalive_seconds: float
 
+    warnings: tuple[str, ...] = ()
+    """What is set and has no effect, or is probably meant otherwise: a line for each."""
+
     @classmethod
     def from_env(cls) -> Settings:
         """Raises SettingsError: one line that names the variable and what is wrong."""
+        env = _NotingEnv()
         try:
-            return cls(**_read(Env()))
+            values = _read(env)
         except EnvValidationError as error:
             raise SettingsError(_one_line(error)) from None
+        return cls(**values, warnings=tuple(_warnings(env.names, os.environ)))
 
 
-def _read(env: Env) -> dict[str, Any]:
+class _NotingEnv:
+    """Reads variables as environs does, and notes their names."""
+
+    def __init__(self) -> None:
+        self._env = Env()
+        self.names: set[str] = set()
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        read = getattr(self._env, kind)
+
+        def read_noting(name: str, *args: Any, **options: Any) -> Any:
+            self.names.add(name)
+            return read(name, *args, **options)
+
+        return read_noting
+
+
+def _warnings(known: Collection[str], given: Collection[str]) -> Iterator[str]:
+    for name in sorted(given):
+        prefix = next(filter(name.startswith, _PREFIXES), None)
+        if prefix is None or name in known:
+            continue
+        nearest = difflib.get_close_matches(name, known, 1, _LIKENESS[prefix])
+        if nearest:
+            yield f"{name} is unknown, and has no effect. Is {nearest[0]} meant?"
+        elif prefix == "TASKSVC_":
+            yield f"{name} is unknown, and has no effect."
+    if "REDIS_URL" not in given and "REDIS_HOST" not in given:
+        for name in ("REDIS_PORT", "REDIS_PASSWORD"):
+            if name in given:
+                yield f"{name} has no effect without REDIS_HOST."
+
+
+def _read(env: _NotingEnv) -> dict[str, Any]:
     positive = Range(0, _MAX_SECONDS, min_inclusive=False)
     not_negative = Range(0, _MAX_SECONDS)
     max_body_bytes = env.int("TASKSVC_MAX_BODY_BYTES", 262_144, validate=Range(min=1))
+    database_url, database_schema = _database_url(env.str("DATABASE_URL", ""))
     lease = env.float("TASKSVC_LEASE_SECONDS", 10.0, validate=positive)
     return {
         # The house.
@@ -149,7 +202,8 @@ def _read(env: Env) -> dict[str, Any]:
         "port": env.int("PORT", 8000, validate=Range(0, _MAX_PORT)),
         "http": env.str("TASKSVC_HTTP", "on", validate=_one_of("on", "ops", "off")).lower(),
         # PostgreSQL and Redis.
-        "database_url": _database_url(env.str("DATABASE_URL", "")),
+        "database_url": database_url,
+        "database_schema": database_schema,
         "redis_url": _redis_url(env),
         "redis_prefix": env.str("TASKSVC_REDIS_PREFIX", "tasksvc", validate=Length(min=1)),
         "state_dir": Path(env.str("TASKSVC_STATE_DIR", ".tasksvc", validate=Length(min=1))),
@@ -222,10 +276,11 @@ def _path(value: str) -> Path | None:
     return Path(value) if value else None
 
 
-def _database_url(url: str) -> str | None:
-    """The URL as libpq understands it, whichever driver it was written for."""
+def _database_url(url: str) -> tuple[str | None, str | None]:
+    """The URL as libpq understands it, whichever driver it was written for, and the schema that it
+    names."""
     if not url:
-        return None
+        return None, None
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -240,6 +295,14 @@ def _database_url(url: str) -> str | None:
     parameters = _parameters(parts.query)
     if ssl := parameters.pop("ssl", None):  # asyncpg's word
         parameters.setdefault("sslmode", _SSL_WORDS.get(ssl.lower(), ssl))
+    schema = parameters.pop("schema", None)  # Prisma's word
+    if schema is not None and not 0 < len(schema.encode()) <= _MAX_SCHEMA_BYTES:
+        raise SettingsError("DATABASE_URL: schema must be the name of a schema.")
+    if parameters.pop("pgbouncer", "false").lower() != "false":  # Prisma's too
+        raise SettingsError(
+            "DATABASE_URL: pgbouncer=true means a pooler in transaction mode, which can't be used."
+            " Set it to pool_mode = session, and leave the parameter out."
+        )
     kept = {name: value for name, value in parameters.items() if name not in _OF_OTHER_DRIVERS}
     for name in kept:
         if _parse_dsn(f"postgresql:///?{quote(name)}=0") is None:
@@ -252,7 +315,7 @@ def _database_url(url: str) -> str | None:
     if dsn is None:
         raise SettingsError("DATABASE_URL: Not a valid PostgreSQL URL.")
     _check_dsn(dsn)
-    return cleaned
+    return cleaned, schema
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -277,9 +340,20 @@ def _check_dsn(dsn: dict[str, str]) -> None:
         raise SettingsError(f"DATABASE_URL: The port must be a number from 1 to {_MAX_PORT}.")
     if dsn.get("sslmode", "prefer") not in _SSL_MODES:
         raise SettingsError(f"DATABASE_URL: sslmode must be one of: {', '.join(_SSL_MODES)}.")
+    if dsn.get("target_session_attrs", "any") not in _TARGETS:
+        raise SettingsError(
+            f"DATABASE_URL: target_session_attrs must be one of: {', '.join(_TARGETS)}."
+        )
+    timeout = dsn.get("connect_timeout", "0")
+    if not (timeout.isdecimal() and len(timeout) < 6):
+        raise SettingsError("DATABASE_URL: connect_timeout must be a number of seconds.")
+    if "replication" in dsn:
+        raise SettingsError("DATABASE_URL: replication can't be used.")
+    if dsn.get("client_encoding", "auto").lower() not in ("auto", "utf8", "utf-8", "unicode"):
+        raise SettingsError("DATABASE_URL: client_encoding must be UTF8.")
 
 
-def _redis_url(env: Env) -> str | None:
+def _redis_url(env: _NotingEnv) -> str | None:
     url = env.str("REDIS_URL", "")
     host = env.str("REDIS_HOST", "")
     port = env.int("REDIS_PORT", 6379, validate=Range(1, _MAX_PORT))
@@ -289,7 +363,12 @@ def _redis_url(env: Env) -> str | None:
             raise SettingsError("REDIS_URL: Must begin with redis://, rediss:// or unix://.")
         if not _is_redis_url(url):
             raise SettingsError("REDIS_URL: Not a valid Redis URL.")
-        return url
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and not _REDIS_DATABASE.fullmatch(unquote(parts.path)):
+            raise SettingsError("REDIS_URL: The path must be the number of a database, as in /0.")
+        if _parameters(parts.query).get("protocol", "2") != "2":
+            raise SettingsError("REDIS_URL: protocol must be 2.")
+        return str(url)
     if not host:
         return None
     credentials = f":{quote(password, safe='')}@" if password else ""

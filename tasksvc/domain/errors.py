@@ -18,6 +18,7 @@
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
         ├── StoreUnavailable      PostgreSQL is away, or too slow
+        │   ├── StoreRefuses          PostgreSQL can't be used as it is set up
         │   └── StatementRefused      PostgreSQL does not take this statement
         ├── StreamUnavailable     Redis is away
         ├── Overloaded            the waiting line is full
@@ -110,14 +111,18 @@ class Unavailable(TaskServiceError):
 class StoreUnavailable(Unavailable):
     """PostgreSQL does not answer."""
 
-
-class StatementRefused(StoreUnavailable):
-    """PostgreSQL can't run this statement."""
-
     def __init__(self, reason: str | None = None) -> None:
         super().__init__()
         self.reason = reason
-        """The server's own sentence: for operators, and so not part of the message."""
+        """Why, in one line: for operators, and so not part of the message."""
+
+
+class StoreRefuses(StoreUnavailable):
+    """PostgreSQL can't be used as it is set up."""
+
+
+class StatementRefused(StoreUnavailable):
+    """PostgreSQL can't run this statement."""
 
 
 class StreamUnavailable(Unavailable):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from tasksvc.store import queries
 from tasksvc.store.database import Database
 
-_SETTINGS = """
-SET statement_timeout = 3000; SET lock_timeout = 3000; SET synchronous_commit = local
-"""
+_SETTINGS = "SET statement_timeout = 3000; SET lock_timeout = 3000"
 
 
 class BlockingLease:
@@ -28,7 +26,6 @@ class BlockingLease:
         """
         connection = self._database.connect_blocking()
         try:
-            connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute(_SETTINGS)
                 cursor.execute(

@@ -8,8 +8,9 @@ descriptor is closed by nobody else.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -34,8 +35,15 @@ def _moment(text: Any, cursor: Any) -> Any:
 _MOMENTS = new_type(PYDATETIMETZ.values, "MOMENT", _moment)
 
 
+class ServerCanceled(Exception):
+    """The server ended the statement: its own time limit, or an operator."""
+
+
 class Connection(aiopg.Connection):
     """`await Connection(dsn, timeout, **options)` connects."""
+
+    server_pid = 0
+    """The backend's process id, as PostgreSQL itself calls it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -56,6 +64,27 @@ class Connection(aiopg.Connection):
         self._is_connecting = False
         register_type(_MOMENTS, self.raw)
         return self
+
+    async def run(
+        self,
+        cursor: aiopg.Cursor,
+        text: str,
+        parameters: Mapping[str, Any] | None,
+        seconds: float,
+    ) -> None:
+        """Runs a statement within so many seconds.
+
+        Raises ServerCanceled, TimeoutError, psycopg2.Error and OSError.
+        """
+        try:
+            await cursor.execute(text, parameters, timeout=max(0.0, seconds))
+        except asyncio.CancelledError as error:
+            # aiopg turns a statement that the *server* canceled into a CancelledError. Taken for
+            # a real one it would end a consumer in silence.
+            current = asyncio.current_task()
+            if current is not None and current.cancelling() > 0:
+                raise
+            raise ServerCanceled from error
 
     @staticmethod
     def _ready(weak_self: ReferenceType[Any]) -> None:

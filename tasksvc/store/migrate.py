@@ -6,12 +6,20 @@ Forward only: `migrations/NNNN_subject.sql`, each in one transaction with its ro
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from importlib import resources
 
 import structlog
 
-from tasksvc.domain.errors import ContentRefused, MigrationFailed, StatementRefused
-from tasksvc.store.database import Database, Session
+from tasksvc.domain.errors import (
+    ContentRefused,
+    MigrationFailed,
+    StatementRefused,
+    StoreRefuses,
+)
+from tasksvc.store.checks import check_database, check_pooler, check_rights
+from tasksvc.store.database import Database, Row, Session
 
 log = structlog.get_logger(__name__)
 
@@ -35,24 +43,40 @@ _DONE = "SELECT name FROM schema_migrations"
 _RECORD = "INSERT INTO schema_migrations (name) VALUES ('{name}');\n"
 
 
+_TABLES = re.compile(r"^(CREATE|DROP) (?:UNLOGGED )?TABLE (\w+)", re.MULTILINE)
+
+
 async def migrate(database: Database) -> list[str]:
     """The names of the migrations that were applied now.
 
-    Raises MigrationFailed for one that PostgreSQL does not take, and StoreUnavailable.
+    Raises MigrationFailed for one that PostgreSQL does not take, StoreRefuses for a database that
+    can't be used as it is, and StoreUnavailable.
     """
-    session = database.patient(MIGRATION_SECONDS).session("migrate")
+    patient = database.patient(MIGRATION_SECONDS)
+    session = patient.session("migrate")
     applied = []
     try:
+        await check_pooler(patient)
+        await check_database(patient, session)
         if not (await session.run(_HAS_TABLE))[0][0]:
             await _create_table(session)
-        done = await session.run(_DONE)
-        for name, text in _migrations():
+        done = await _find_done(session)
+        migrations = _migrations()
+        for name, text in migrations:
             if (name,) not in done and await _apply(session, name, text):
                 log.info("Migration applied", action="migrated", migration=name)
                 applied.append(name)
+        await check_rights(session, _tables(text for _, text in migrations))
         return applied
     finally:
         await session.close()
+
+
+async def _find_done(session: Session) -> list[Row]:
+    try:
+        return await session.run(_DONE)
+    except StatementRefused as error:
+        raise StoreRefuses(error.reason) from None
 
 
 async def _create_table(session: Session) -> None:
@@ -79,3 +103,11 @@ def _migrations() -> list[tuple[str, str]]:
     return sorted(
         (file.name, file.read_text("utf-8")) for file in files if file.name.endswith(".sql")
     )
+
+
+def _tables(migrations: Iterable[str]) -> list[str]:
+    """Those that are there after all of the migrations."""
+    there: dict[str, bool] = {}
+    for text in migrations:
+        there |= {name: verb == "CREATE" for verb, name in _TABLES.findall(text)}
+    return [name for name, is_there in there.items() if is_there]

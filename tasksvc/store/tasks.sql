@@ -586,9 +586,9 @@ SELECT
 
 -- begin_epoch --
 -- Refuses the claims of earlier epochs that may still come, and waits for those that are under way. No row when the worker
--- was declared dead. A late repetition changes nothing.
+-- was declared dead. A late repetition changes nothing. The commit does not wait for a standby: renewals would wait for it.
 UPDATE worker SET epoch = greatest(epoch, %(epoch)s::int) WHERE id = %(worker_id)s::uuid AND lapsed_at IS NULL
-RETURNING epoch;
+RETURNING epoch, set_config('synchronous_commit', 'local', true);
 
 -- retire_worker --
 -- From here on it claims nothing: this waits for its claims that are under way, and refuses those that come later.

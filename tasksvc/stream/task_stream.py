@@ -15,8 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
@@ -32,6 +33,7 @@ from tasksvc.stream.keys import (
     lane_of,
     worker_of,
 )
+from tasksvc.stream.reasons import is_lasting, reason_of
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +154,7 @@ class TaskStream:
         self._pubsub: PubSub | None = None
         self.is_up = False
         """Whether the last command found Redis there."""
+        self._is_outage_said = False
         self.refusing: set[Lane] = set()
         """Where the last publication did not go in, all of it: no room, or no memory."""
         self.waiting: dict[int, int] = {}
@@ -517,13 +520,21 @@ class TaskStream:
     def _mark_up(self) -> None:
         if not self.is_up:
             self.is_up = True
+            self._is_outage_said = False
             log.info("Redis answers", action="redis_up")
 
     def _mark_down(self, error: BaseException) -> None:
-        """Said once for each outage; the error's text may hold an address, so only its kind."""
-        if self.is_up:
-            self.is_up = False
-            log.warning("Redis does not answer", action="redis_down", error=type(error).__name__)
+        """Said once for each outage; not in the error's own words, which may hold an address."""
+        self.is_up = False
+        if not self._is_outage_said:
+            self._is_outage_said = True
+            say = log.error if is_lasting(error) else log.warning
+            say(
+                "Redis does not answer",
+                action="redis_down",
+                error=type(error).__name__,
+                reason=reason_of(error),
+            )
 
 
 def _task_id(fields: dict[str, str] | None) -> str | None:
@@ -532,16 +543,21 @@ def _task_id(fields: dict[str, str] | None) -> str | None:
 
 
 def _client(url: str, timeout_seconds: float, connections: int, name: str) -> Redis:
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=COMMAND_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=connections,
-        client_name=name,
-        protocol=2,
-    )
+    """The URL says where Redis is and who we are. How it is talked to is not for a URL to say."""
+    ours: dict[str, Any] = {
+        "decode_responses": True,
+        "encoding": "utf-8",
+        "encoding_errors": "strict",
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": COMMAND_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "retry_on_error": [],
+        "max_connections": connections,
+        "client_name": name,
+        "protocol": 2,
+    }
+    return Redis.from_pool(ConnectionPool(**{**parse_url(url), **ours}))
 
 
 def _is_gone(error: ResponseError) -> bool:

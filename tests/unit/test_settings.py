@@ -11,6 +11,7 @@ from psycopg2.extensions import parse_dsn
 from redis.asyncio import ConnectionPool
 
 from tasksvc.settings import Settings, SettingsError
+from tasksvc.stream import task_stream
 from tasksvc.testing.process import clean_environment
 
 SECRET = "canary-7f3a"
@@ -315,6 +316,44 @@ def test_wrong_database_url_is_refused_by_name(read: Read, url: str) -> None:
     assert SECRET not in line
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("pgbouncer=true", "pgbouncer=true means a pooler in transaction mode"),
+        ("pgbouncer=1", "pgbouncer=true means a pooler in transaction mode"),
+        ("schema=", "schema must be the name of a schema"),
+        (f"schema={'x' * 64}", "schema must be the name of a schema"),
+        ("client_encoding=latin1", "client_encoding must be UTF8"),
+        ("replication=database", "replication can't be used"),
+        ("target_session_attrs=standby", "target_session_attrs must be one of: any"),
+        ("connect_timeout=soon", "connect_timeout must be a number"),
+        ("connect_timeout=-1", "connect_timeout must be a number"),
+    ],
+)
+def test_parameter_that_cannot_be_honoured_is_refused(read: Read, query: str, says: str) -> None:
+    assert says in refusal(read, DATABASE_URL=f"postgresql://u:{SECRET}@db/t?{query}")
+
+
+def test_parameters_that_are_honoured(read: Read) -> None:
+    settings = read(
+        DATABASE_URL="postgresql://db/t?schema=my%20tasks&pgbouncer=false&connect_timeout=10"
+        "&client_encoding=utf8&target_session_attrs=read-write"
+    )
+
+    assert settings.database_schema == "my tasks"
+    assert parse_dsn(str(settings.database_url)) == {
+        "host": "db",
+        "dbname": "t",
+        "connect_timeout": "10",
+        "client_encoding": "utf8",
+        "target_session_attrs": "read-write",
+    }
+
+
+def test_no_schema_means_that_of_the_role(read: Read) -> None:
+    assert read(DATABASE_URL="postgresql://db/t").database_schema is None
+
+
 def test_empty_database_url_means_the_embedded_one(read: Read) -> None:
     assert read(DATABASE_URL="").database_url is None
 
@@ -363,6 +402,10 @@ def test_redis_password_arrives_as_it_is(read: Read, password: str) -> None:
         f"redis://:{SECRET}@a..b",
         f"rediss://:{SECRET}@redis?ssl_cert_reqs=maybe",
         f"redis://:{SECRET}#@redis:6379/0",
+        f"redis://:{SECRET}@redis/notanumber",
+        f"redis://:{SECRET}@redis/1/2",
+        f"redis://:{SECRET}@redis/-1",
+        f"redis://:{SECRET}@redis/0?protocol=3",
     ],
 )
 def test_wrong_redis_url_is_refused_by_name(read: Read, url: str) -> None:
@@ -380,6 +423,55 @@ def test_wrong_redis_host_is_refused_by_name(read: Read, host: str) -> None:
     line = refusal(read, REDIS_HOST=host, REDIS_PASSWORD=SECRET)
 
     assert line == "REDIS_HOST: Must be the name or the address of a host."
+
+
+def test_redis_url_does_not_say_how_redis_is_talked_to(read: Read) -> None:
+    url = read(
+        REDIS_URL="redis://redis/1?decode_responses=no&socket_timeout=0.1&max_connections=1"
+        "&client_name=x&retry_on_timeout=yes&encoding=latin1&health_check_interval=30"
+    ).redis_url
+    assert url is not None
+    options = task_stream._client(url, 5.0, 7, "ours").connection_pool.connection_kwargs
+
+    assert options["db"] == 1
+    assert options["health_check_interval"] == 30
+    assert options["decode_responses"] is True
+    assert options["socket_timeout"] == 5.0
+    assert options["client_name"] == "ours"
+    assert options["retry_on_timeout"] is False
+    assert options["encoding"] == "utf-8"
+    assert options["protocol"] == 2
+
+
+# What has no effect.
+
+
+@pytest.mark.parametrize(
+    ("variable", "warning"),
+    [
+        (
+            "TASKSVC_WORKERS",
+            "TASKSVC_WORKERS is unknown, and has no effect. Is TASKSVC_THREADS meant?",
+        ),
+        (
+            "TASKSVC_HANDLER",
+            "TASKSVC_HANDLER is unknown, and has no effect. Is TASKSVC_HANDLERS meant?",
+        ),
+        (
+            "TASK_MAX_ATTEMPT",
+            "TASK_MAX_ATTEMPT is unknown, and has no effect. Is TASK_MAX_ATTEMPTS meant?",
+        ),
+        ("TASKSVC_QQQQQQ_JJJJJJ", "TASKSVC_QQQQQQ_JJJJJJ is unknown, and has no effect."),
+        ("REDIS_PASSWORD", "REDIS_PASSWORD has no effect without REDIS_HOST."),
+        ("TASK_OWNER_NAME", None),
+        ("TASK_MAX_ATTEMPTS", None),
+        ("TASKS", None),
+    ],
+)
+def test_variable_without_effect_is_said(read: Read, variable: str, warning: str | None) -> None:
+    warnings = read(**{variable: "7"}).warnings
+
+    assert warnings == (() if warning is None else (warning,))
 
 
 # Secrets.
