@@ -50,8 +50,8 @@ from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
 from tasksvc.web.health import Health
-from tasksvc.web.keys import HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
-from tasksvc.web.limits import Limits
+from tasksvc.web.keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
+from tasksvc.web.limits import Arriving, Limits
 from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
@@ -93,8 +93,14 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     app[POOL] = pool
     app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled, pool.failing)
     app[LIMITS] = Limits(
-        settings.max_body_bytes, settings.max_batch_bytes, settings.body_timeout_seconds
+        max_body_bytes=settings.max_body_bytes,
+        max_batch_bytes=settings.max_batch_bytes,
+        body_timeout_seconds=settings.body_timeout_seconds,
+        max_connections=settings.max_connections,
+        write_timeout_seconds=settings.write_timeout_seconds,
+        max_buffer_bytes=settings.max_buffer_bytes,
     )
+    app[ARRIVING] = Arriving(settings.max_buffer_bytes)
     app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
 
     async def life(app: web.Application) -> AsyncIterator[None]:

@@ -6,6 +6,7 @@ values come from closed sets: aioprometheus does not escape them.
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -21,6 +22,7 @@ _PRIORITIES = ("high", "normal", "low")
 
 _SCHEDULE_OUTCOMES = ("made", "skipped")
 
+_CLOSED_REASONS = ("refused", "idle", "unread")
 _NONE: dict[str, str] = {}
 
 
@@ -193,6 +195,17 @@ class Metrics:
             "tasksvc_http_request_seconds", "Seconds to answer a request", _HTTP_SECONDS
         )
         self._http_series: dict[tuple[str, str, int], Callable[[float], None]] = {}
+        self.connections = 0
+        self._connections = self._gauge(
+            "tasksvc_connections", "HTTP connections that are open in this process"
+        )
+        closed = self._counter(
+            "tasksvc_connections_closed_total",
+            "Connections closed by a limit: refused, idle to make room, or an answer left unread",
+        )
+        self.connections_closed = {
+            reason: self._series(closed, reason=reason) for reason in _CLOSED_REASONS
+        }
         self._redis_up = self._gauge("tasksvc_redis_up", "1 when Redis answers")
         self._postgres_up = self._gauge("tasksvc_postgres_up", "1 when PostgreSQL answers")
         self._event_loop_lag_seconds = self._gauge(
@@ -285,14 +298,25 @@ class Metrics:
         for count in self._counts:
             count.collect()
         self._task_processing_duration.add_up(self._attempt_seconds)
-        with self._process.oneshot():
-            cpu = self._process.cpu_times()
-            self._cpu_seconds.set(_NONE, cpu.user + cpu.system)
-            self._resident_memory_bytes.set(_NONE, self._process.memory_info().rss)
-            self._open_fds.set(_NONE, self._process.num_fds())
-            self._max_fds.set(_NONE, self._process.rlimit(psutil.RLIMIT_NOFILE)[0])
+        self._connections.set(_NONE, self.connections)
+        self._measure_process()
         body, headers = render(self._registry, accept)
         return body, headers
+
+    def _measure_process(self) -> None:
+        """Each of it takes a descriptor, and there may be none left: that is then what is known."""
+        most = self._process.rlimit(psutil.RLIMIT_NOFILE)[0]
+        self._max_fds.set(_NONE, most)
+        try:
+            with self._process.oneshot():
+                cpu = self._process.cpu_times()
+                self._cpu_seconds.set(_NONE, cpu.user + cpu.system)
+                self._resident_memory_bytes.set(_NONE, self._process.memory_info().rss)
+                self._open_fds.set(_NONE, self._process.num_fds())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._open_fds.set(_NONE, most)
 
     def _count(self, name: str, doc: str) -> Count:
         return self._series(self._counter(name, doc))

@@ -139,6 +139,9 @@ class Settings:
     """Of `POST /tasks`."""
     body_timeout_seconds: float
     keepalive_seconds: float
+    max_connections: int
+    write_timeout_seconds: float
+    max_buffer_bytes: int
 
     warnings: tuple[str, ...] = ()
     """What is set and has no effect, or is probably meant otherwise: a line for each."""
@@ -254,6 +257,11 @@ def _read(env: _NotingEnv) -> dict[str, Any]:
         ),
         "body_timeout_seconds": env.float("TASKSVC_BODY_TIMEOUT_SECONDS", 5.0, validate=positive),
         "keepalive_seconds": env.float("TASKSVC_KEEPALIVE_SECONDS", 60.0, validate=positive),
+        "max_connections": env.int("TASKSVC_MAX_CONNECTIONS", 10_000, validate=Range(min=1)),
+        "write_timeout_seconds": env.float(
+            "TASKSVC_WRITE_TIMEOUT_SECONDS", 30.0, validate=positive
+        ),
+        "max_buffer_bytes": env.int("TASKSVC_MAX_BUFFER_BYTES", 134_217_728, validate=Range(min=1)),
     }
 
 

@@ -98,8 +98,7 @@ def _problem(error: Exception) -> Problem:
             )
         case web.HTTPException():
             status = HTTPStatus(error.status)
-            is_unread = isinstance(error, web.HTTPExpectationFailed)  # and may never be sent
-            return Problem(status, status.description or status.phrase, closes=is_unread)
+            return Problem(status, status.description or status.phrase)
         case _:
             log.error("Unexpected", action="request_failed", exc_info=error)
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")

@@ -9,8 +9,8 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tasksvc.web.answers import JSON
-from tasksvc.web.keys import LIMITS
-from tasksvc.web.problems import Problem
+from tasksvc.web.keys import ARRIVING, LIMITS
+from tasksvc.web.problems import Problem, unavailable
 
 _UTF_8 = frozenset({"utf-8", "utf8"})
 
@@ -50,8 +50,10 @@ async def _read_json(request: web.Request, max_bytes: int, variable: str) -> byt
         raise Problem(
             HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
         ) from None
-    except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
-        # The client went away half way, or its chunks are none.
+    except (ConnectionError, HttpProcessingError, web.RequestPayloadError) as error:
+        # The client went away half way, or its chunks are none. The request has the error, and the
+        # error's traceback would have the request, and all of the body that came.
+        error.__traceback__ = None
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
     except web.HTTPRequestEntityTooLarge:
         raise Problem(
@@ -64,11 +66,23 @@ async def _read_json(request: web.Request, max_bytes: int, variable: str) -> byt
 
 async def _read_body(request: web.Request, max_bytes: int) -> bytearray:
     """The whole body. aiohttp's own `read` would keep it for as long as the request lives."""
+    length = request.content_length
+    if length is not None and length > max_bytes:
+        raise web.HTTPRequestEntityTooLarge(max_bytes, length)
+    if hdrs.EXPECT in request.headers and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()
-    while data := await request.content.readany():
-        body += data
-        if len(body) > max_bytes:
-            raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
+    arriving = request.app[ARRIVING]
+    try:
+        while data := await request.content.readany():
+            body += data
+            arriving.bytes += len(data)
+            if len(body) > max_bytes:
+                raise web.HTTPRequestEntityTooLarge(max_bytes, len(body))
+            if arriving.is_full:
+                raise unavailable("Too many bodies arrive at the same time.", closes=True)
+    finally:
+        arriving.bytes -= len(body)
     return body
 
 

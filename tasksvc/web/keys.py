@@ -9,7 +9,7 @@ from tasksvc.queues import QueueService
 from tasksvc.schedules import ScheduleService
 from tasksvc.service import TaskService
 from tasksvc.web.health import Health
-from tasksvc.web.limits import Limits
+from tasksvc.web.limits import Arriving, Limits
 
 SERVICE = web.AppKey("service", TaskService)
 QUEUES = web.AppKey("queues", QueueService)
@@ -17,3 +17,4 @@ SCHEDULES = web.AppKey("schedules", ScheduleService)
 METRICS = web.AppKey("metrics", Metrics)
 HEALTH = web.AppKey("health", Health)
 LIMITS = web.AppKey("limits", Limits)
+ARRIVING = web.AppKey("arriving", Arriving)

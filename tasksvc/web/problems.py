@@ -67,7 +67,10 @@ def wrong_shape(errors: Sequence[Mapping[str, str]]) -> Problem:
     )
 
 
-def unavailable(detail: str) -> Problem:
+def unavailable(detail: str, *, closes: bool = False) -> Problem:
     return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        detail,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        closes=closes,
     )

@@ -41,6 +41,8 @@ TYPES = {
     "tasksvc_results_fenced_total": COUNTER,
     "tasksvc_group_commit_size": HISTOGRAM,
     "tasksvc_http_request_seconds": HISTOGRAM,
+    "tasksvc_connections": GAUGE,
+    "tasksvc_connections_closed_total": COUNTER,
     "tasksvc_redis_up": GAUGE,
     "tasksvc_postgres_up": GAUGE,
     "tasksvc_event_loop_lag_seconds": GAUGE,
@@ -56,6 +58,7 @@ TYPES = {
 """The contract's names."""
 
 LABELS = {
+    "reason": {"idle", "refused", "unread"},
     "run_in": {"loop", "thread", "process"},
     "priority": {"high", "normal", "low"},
     "status": {"pending", "processing", "completed", "failed", "canceled"},
@@ -83,7 +86,7 @@ LABELS = {
     "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
     "code": {
         *("200", "201", "204", "400", "404", "405", "408", "409", "413", "415", "417", "422"),
-        *("500", "503"),
+        *("500", "501", "503"),
     },
     "kind": {"default"},
     "then": {"retried", "failed"},

@@ -66,7 +66,14 @@ async def port() -> AsyncIterator[int]:
 
     app = web.Application()
     app[METRICS] = Metrics("test")
-    app[LIMITS] = Limits(max_body_bytes=1000, max_batch_bytes=1000, body_timeout_seconds=1)
+    app[LIMITS] = Limits(
+        max_body_bytes=1000,
+        max_batch_bytes=1000,
+        body_timeout_seconds=1,
+        max_connections=100,
+        write_timeout_seconds=1,
+        max_buffer_bytes=10_000,
+    )
     app.router.add_get("/{name}", fail)
     runner = Runner(app, keepalive_seconds=10)
     await runner.setup()

@@ -101,6 +101,9 @@ def test_defaults(read: Read) -> None:
         ("TASKSVC_MAX_BATCH_BYTES", "max_batch_bytes", "1", 1),
         ("TASKSVC_BODY_TIMEOUT_SECONDS", "body_timeout_seconds", "0.1", 0.1),
         ("TASKSVC_KEEPALIVE_SECONDS", "keepalive_seconds", "0.1", 0.1),
+        ("TASKSVC_MAX_CONNECTIONS", "max_connections", "1", 1),
+        ("TASKSVC_WRITE_TIMEOUT_SECONDS", "write_timeout_seconds", "0.1", 0.1),
+        ("TASKSVC_MAX_BUFFER_BYTES", "max_buffer_bytes", "1", 1),
     ],
 )
 def test_variable_is_read(read: Read, variable: str, field: str, text: str, value: object) -> None:
@@ -120,6 +123,7 @@ NUMBERS = (
     "TASKSVC_STATEMENT_TIMEOUT_SECONDS",
     "TASKSVC_BODY_TIMEOUT_SECONDS",
     "TASKSVC_KEEPALIVE_SECONDS",
+    "TASKSVC_WRITE_TIMEOUT_SECONDS",
 )
 
 INTEGERS = (
@@ -133,6 +137,8 @@ INTEGERS = (
     "TASKSVC_MAX_WAITING",
     "TASKSVC_MAX_BODY_BYTES",
     "TASKSVC_MAX_BATCH_BYTES",
+    "TASKSVC_MAX_BUFFER_BYTES",
+    "TASKSVC_MAX_CONNECTIONS",
 )
 
 
@@ -177,6 +183,9 @@ def test_fraction_of_a_whole_number_is_refused_by_name(read: Read, variable: str
         ("TASKSVC_MAX_BATCH_BYTES", 0),
         ("TASKSVC_BODY_TIMEOUT_SECONDS", 0),
         ("TASKSVC_KEEPALIVE_SECONDS", 0),
+        ("TASKSVC_MAX_CONNECTIONS", 0),
+        ("TASKSVC_WRITE_TIMEOUT_SECONDS", 0),
+        ("TASKSVC_MAX_BUFFER_BYTES", 0),
         ("LOG_LEVEL", "loud"),
         ("LOG_LEVEL", ""),
         ("LOG_FILE_PATH", ""),

@@ -1,0 +1,210 @@
+"""One connection, as aiohttp speaks HTTP on it, with our limits around it.
+
+What came with the head of a request is parsed in one piece; all limits here are those of a client
+that sends slowly, too much, or does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, cast
+
+import structlog
+import uuid_utils
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from tasksvc.web.answers import X_REQUEST_ID
+from tasksvc.web.problems import Problem
+from tasksvc.web.unread import Unread
+
+log = structlog.get_logger(__name__)
+
+MAX_HEADERS = 64
+
+_MAX_HEAD_BYTES = 16_384
+"""Of all headers together."""
+
+_MAX_PIECE_BYTES = 65_536
+"""Of a body, behind which the head of the next request may begin."""
+
+_MAX_QUEUED = 2
+"""Requests that wait while one is answered. With more nothing is read; aiohttp would take 32, each
+with its body."""
+
+_GIVE_UP_SECONDS = 1.0
+"""How long a search goes on for a client that has closed its side of the connection: it may still
+read the answer, or be gone."""
+
+_CLIENTS_OWN = (ConnectionError, HttpProcessingError, web.RequestPayloadError)
+"""What comes of a client that goes away or does not speak HTTP: no error of ours."""
+
+_UPGRADE = re.compile(rb"\r\n(?:U|u)pgrade:")
+
+_NO_UPGRADE = b"\r\nX-grade:"
+"""As long, so that no length is wrong, wherever it stands. In JSON it stands nowhere."""
+
+
+class Connection(RequestHandler):
+    """Answers what never reaches `answer`, such as a header that is too long, like all else.
+
+    `ends` says that nothing more is read: what has come is answered, and then it is closed.
+    """
+
+    __slots__ = ("_body", "_drained", "_head_bytes", "_is_counted", "_on_gone", "_unread", "ends")
+
+    def __init__(self, *args: Any, unread: Unread, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._max_msg_queue_size = _MAX_QUEUED
+        self._unread = unread
+        self._head_bytes = 0
+        self._body: StreamReader | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._on_gone: Callable[[], object] | None = None
+        self.ends = False
+
+    # What the server asks.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of its head."""
+        return self._waiter is not None and not self._waiter.done()
+
+    @property
+    def idle_since(self) -> float:
+        """A moment to compare with that of another."""
+        return self._next_keepalive_close_time
+
+    # What the client sends.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Each byte that the system does not take is noticed.
+        cast(asyncio.WriteTransport, transport).set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        # In pieces, so that no head is much larger than it may be before that is noticed.
+        while len(data) > (most := _MAX_HEAD_BYTES if self._body is None else _MAX_PIECE_BYTES):
+            self._receive(data[:most])
+            data = data[most:]
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        if self.ends and data:
+            return
+        if b"pgrade" in data:
+            # Whatever it asks for is declined. aiohttp would drop what came in the same piece.
+            data = _UPGRADE.sub(_NO_UPGRADE, data)
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count:
+            message, payload = self._messages[-1]
+            self._head_bytes = 0
+            self._body = None if payload.is_eof() else payload
+            if isinstance(message, _ErrInfo) or message.upgrade:
+                self.ends = True  # where the next request begins is anybody's guess
+        elif self._body is None or self._body.is_eof():
+            self._head_bytes += len(data)
+            if self._head_bytes >= _MAX_HEAD_BYTES:
+                self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self.ends = True
+        error = LineTooLong(b"", _MAX_HEAD_BYTES)
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._messages.append((_ErrInfo(status=status, exc=error, message=""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more, and may still read."""
+        self.ends = True
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("The body broke off."))
+        if self._on_gone is not None:
+            self._loop.call_later(_GIVE_UP_SECONDS, self._give_up)
+        if not self._messages:
+            self._close = True  # after the request that is being answered, if there is one
+        return bool(self._messages) or (self._waiter is None and self._request_count > 0)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._body = None
+        self._wake()
+        self._give_up()
+
+    # What the client reads.
+
+    def ends_with_this(self) -> bool:
+        """Whether nothing comes after the request that is being answered."""
+        return self.ends and not self._messages
+
+    async def drained(self, size: int) -> None:
+        """Waits until an answer of `size` bytes is sent, or the connection is lost. It raises
+        nothing: an error would keep the answer, by its traceback, for as long as itself."""
+        transport = self.transport
+        if transport is None:
+            return
+        self._drained = self._loop.create_future()
+        self._unread.add(transport, size)
+        try:
+            await self._drained
+        finally:
+            self._unread.remove(transport)
+            self._drained = None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # What is done for the client.
+
+    def when_gone(self, give_up: Callable[[], object] | None) -> None:
+        """Calls `give_up` when nobody is there to read the answer; with None no more."""
+        self._on_gone = give_up
+        if self.transport is None:
+            self._give_up()
+        elif self.ends:
+            self._loop.call_later(_GIVE_UP_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._on_gone is not None:
+            self._on_gone()
+
+    # What aiohttp can't answer.
+
+    def handle_error(
+        self,
+        request: Any,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        request_id = uuid_utils.uuid4().hex
+        if isinstance(exc, web.HTTPException):
+            status = exc.status
+        if status >= 500 and not isinstance(exc, _CLIENTS_OWN):
+            log.error("Unexpected", action="request_failed", request_id=request_id, exc_info=exc)
+        else:
+            log.debug("Refused", action="refused", request_id=request_id, status=status)
+        code = HTTPStatus(status)
+        response = Problem(code, code.description or code.phrase, closes=True).response()
+        response.headers[X_REQUEST_ID] = request_id
+        return response
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        # What aiohttp meets while it reads on after the answer.
+        error = kwargs.get("exc_info")
+        if isinstance(error, _CLIENTS_OWN):
+            error.__traceback__ = None  # or it and its request would keep each other
+        else:
+            super().log_exception(*args, **kwargs)
