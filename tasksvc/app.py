@@ -221,7 +221,12 @@ def _delivery(settings: Settings) -> HttpDelivery | None:
 def _kinds(
     settings: Settings, worker: WorkerService, declared: Mapping[str, Declared]
 ) -> dict[str, Kind]:
-    runners = Runners(worker.report, threads=settings.threads, processes=settings.processes)
+    runners = Runners(
+        worker.report,
+        threads=settings.threads,
+        processes=settings.processes,
+        max_result_bytes=settings.max_result_bytes,
+    )
     return {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
 
 

@@ -3,60 +3,82 @@
 from __future__ import annotations
 
 import os
+import pkgutil
+import select
 import signal
+import socket
 import threading
 from contextlib import suppress
-from importlib import import_module
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 from tasksvc import logs
 from tasksvc.domain.retry import RaisedElsewhere
-from tasksvc.domain.task import Claim
+from tasksvc.domain.task import Claim, kept_fraction, kept_message
+from tasksvc.handlers.channel import MAX_BYTES, MessageTooLong, Sender
 from tasksvc.handlers.context import SyncContext, deadline
+from tasksvc.handlers.results import encode
+
+_HEAD_BYTES = 1_000
+"""Of a message beside its result."""
 
 
-def run(theirs: Connection, where: tuple[str, str], claim: Claim, level: int) -> None:
-    """Calls the function that is there; what it reports, logs and returns goes to the service."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and tells us
-    threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
-    turn = threading.Lock()
-
-    def send(*message: Any) -> None:
-        with turn:  # the function may have threads
-            theirs.send(message)
-
-    logs.relay(level, lambda line: send("line", line), task_id=claim.id, attempt=claim.attempt)
+def run(
+    connection: socket.socket,
+    service: int,
+    where: str,
+    claim: Claim,
+    level: int,
+    max_result_bytes: int,
+) -> None:
+    """Calls the function that is there (`module:name`); what it reports, logs and returns goes to
+    the service, which is the process of that number."""
+    os.setsid()  # all that it starts can be ended with it
+    process = os.getpid()
+    threading.Thread(target=_end_with, args=(connection, service), daemon=True).start()
+    sender = Sender(connection)
+    send = sender.send
+    logs.relay(level, partial(_send_line, sender), task_id=claim.id, attempt=claim.attempt)
     try:
-        function: Any = import_module(where[0])
-        for name in where[1].split("."):
-            function = getattr(function, name)
+        function: Any = pkgutil.resolve_name(where)
         send("begun")
         context = SyncContext(
             claim.id,
             claim.attempt,
             claim.kind,
             deadline(claim),
-            lambda fraction, message: send("progress", fraction, message),
+            lambda fraction, message: send(
+                "progress", kept_fraction(fraction), kept_message(message)
+            ),
             lambda: False,
         )
-        answer: tuple[Any, ...] = ("result", function(claim.content, context))
+        result = function(claim.content, context)
+        if result is not None:
+            result = encode(result, min(max_result_bytes, MAX_BYTES - _HEAD_BYTES))
+        answer: tuple[Any, ...] = ("result", result)
     except BaseException as error:
-        answer = ("error", *_told(error))
-    try:
+        told = RaisedElsewhere.of(error)
+        answer = ("error", told.name, told.message, told.traceback, tuple(told.verdict))
+    if os.getpid() != process:
+        os._exit(1)  # the function has forked, and this is the other one
+    with suppress(OSError):  # the service is gone
         send(*answer)
-    except Exception as error:  # it can't be pickled
-        send("error", *_told(error))
 
 
-def _end_with(theirs: Connection) -> None:
-    """Ends this process when the service is gone: nobody wants the result any more."""
-    with suppress(EOFError, OSError):
-        theirs.recv()  # nothing is ever sent this way
-    os._exit(1)
+def _send_line(sender: Sender, line: logs.Line) -> None:
+    try:
+        sender.send("line", line)
+    except MessageTooLong as error:
+        sender.send("line", line._replace(terminal=str(error), file=f'{{"event":"{error}"}}'))
 
 
-def _told(error: BaseException) -> tuple[Any, ...]:
-    """The error in what any process can read."""
-    told = RaisedElsewhere.of(error)
-    return told.name, told.message, told.traceback, tuple(told.verdict)
+def _end_with(connection: socket.socket, service: int) -> None:
+    """Ends this process and all that it has started, when the service is gone: nobody wants the
+    result any more. The connection alone would not tell, while a process that the service has
+    forked has its other end too."""
+    watched: list[Any] = [connection]
+    with suppress(OSError, AttributeError):  # Linux alone has it
+        watched.append(os.pidfd_open(service))
+    with suppress(OSError, ValueError):
+        select.select(watched, [], [])  # nothing is ever sent this way
+    os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -114,7 +114,7 @@ def _declared(handler: Callable[..., Any] | str, settings: Settings) -> Declared
 
 
 def _executor(declared: Declared, report: Report, settings: Settings) -> Executor:
-    runners = Runners(report, threads=1, processes=1)
+    runners = Runners(report, threads=1, processes=1, max_result_bytes=settings.max_result_bytes)
     kind = Kind.of(declared, runners.handler_of(declared))
     return Executor(
         {declared.kind: kind},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from multiprocessing.context import ForkServerProcess
@@ -17,7 +18,9 @@ from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, Verdict, describe
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind, load
-from tasksvc.handlers.running import ProcessDied, Runners
+from tasksvc.handlers.process import ProcessDied
+from tasksvc.handlers.results import Encoded
+from tasksvc.handlers.running import Runners
 from tasksvc.metrics import Metrics
 from tests.harness import eventually
 
@@ -51,7 +54,8 @@ def claim(kind: str, content: str = "x", *, timeout_seconds: float | None = None
 
 
 async def call(handlers: dict[str, Handler], kind: str, content: str = "x") -> Any:
-    return await handlers[kind](claim(kind, content))
+    result = await handlers[kind](claim(kind, content))
+    return json.loads(result.json) if isinstance(result, Encoded) else result
 
 
 async def test_on_the_loop(handlers: dict[str, Handler], reported: Reported) -> None:
@@ -192,7 +196,7 @@ async def test_time_limit_does_not_count_the_start_of_a_process(
 async def test_process_knows_how_long_it_may_run(handlers: dict[str, Handler]) -> None:
     left = await handlers["left-process"](claim("left-process", timeout_seconds=60))
 
-    assert 50 < left <= 60
+    assert 50 < float(left.json) <= 60
 
 
 async def test_error_of_a_process_keeps_its_name_and_its_traceback(
