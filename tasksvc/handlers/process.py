@@ -33,8 +33,8 @@ from tasksvc.handlers.results import Encoded
 log = structlog.get_logger(__name__)
 
 _SCRIPT = "tasksvc.__main__"
-"""What the script `tasksvc` imports. multiprocessing imports the main module in every process,
-which takes half a second if nothing of it is there."""
+"""What the script `tasksvc` imports. multiprocessing runs the main module again in every process,
+which takes half a second if what it imports is not there."""
 
 _START_SECONDS = 120.0
 """For the import of the handler's module."""
@@ -57,8 +57,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        main = getattr(sys.modules["__main__"], "__spec__", None)
-        self._modules = [child.__name__, _SCRIPT if main is None else main.name]
+        package = getattr(sys.modules["__main__"], "__package__", None)
+        self._modules = [child.__name__, _SCRIPT, *filter(None, [package])]
         # multiprocessing keeps lists of processes that are not made for threads. Beside it, the
         # loop's own executor may be full of what handlers do.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts-processes")
@@ -68,7 +68,7 @@ class Processes:
 
         Raises HandlersError when no folder has a path that is short enough for a socket.
         """
-        _choose_short_folder()
+        choose_short_folder()
         self._modules.append(module)
         self._context.set_forkserver_preload(self._modules)
 
@@ -237,9 +237,12 @@ class _Conversation:
         return time.monotonic() < until
 
 
-def _choose_short_folder() -> None:
-    """multiprocessing makes its sockets in a folder of its own, below the one for temporary files.
-    A socket's path is short."""
+def choose_short_folder() -> None:
+    """Lets multiprocessing make its sockets where their paths are short enough. It takes a folder
+    of its own below the one for temporary files, and keeps it.
+
+    Raises HandlersError when there is none.
+    """
     usual = tempfile.gettempdir()
     for folder in dict.fromkeys([usual, "/tmp", "/var/tmp", "/dev/shm"]):
         path = Path(folder) / "pymp-xxxxxxxx" / "listener-xxxxxxxx"

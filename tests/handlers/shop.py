@@ -129,3 +129,22 @@ def fail_in_a_process(content: str, ctx: SyncContext) -> Any:
             return lambda: None
         case _:
             raise Unheard(content)
+
+
+@handler("long-process", run_in="process")
+def long_in_a_process(content: str, ctx: SyncContext) -> str:
+    """As many characters as the content says, in a result and in a line of the log."""
+    ctx.log.info("Long", value="y" * (int(content) // 10))
+    return "x" * int(content)
+
+
+@handler("forks-process", run_in="process")
+def fork_in_a_process(content: str, ctx: SyncContext) -> None:
+    """Leaves a process behind, and sleeps, returns or dies."""
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(60)
+    ctx.progress(0.5, f"{os.getpid()} {forked}")
+    if content == "dies":
+        os._exit(3)
+    time.sleep(float(content))

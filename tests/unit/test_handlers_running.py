@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
+import tempfile
 import time
+from multiprocessing import util
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -14,10 +19,10 @@ import pytest
 
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.running import Run
-from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, Verdict, describe, trace
+from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, TimedOut, Verdict, describe, trace
 from tasksvc.domain.task import Claim, Status
-from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import Kind, load
+from tasksvc.handlers import Handler, process
+from tasksvc.handlers.kinds import HandlersError, Kind, load
 from tasksvc.handlers.process import ProcessDied
 from tasksvc.handlers.results import Encoded
 from tasksvc.handlers.running import Runners
@@ -238,6 +243,135 @@ async def test_threads_and_processes_are_bounded(handlers: dict[str, Handler]) -
         await asyncio.gather(*(call(handlers, kind, "0.2") for _ in range(4)))
 
         assert time.monotonic() - began >= 0.4, kind
+
+
+@pytest.mark.parametrize("way", ["thread", "process"])
+async def test_start_that_fails_gives_its_place_back(
+    handlers: dict[str, Handler], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def fail(self: Any) -> None:
+        raise OSError("none left")
+
+    await call(handlers, f"whereabouts-{way}")  # the thread that starts processes is there then
+    with monkeypatch.context() as patches:
+        patches.setattr(Thread if way == "thread" else ForkServerProcess, "start", fail)
+        for _ in range(3):
+            with pytest.raises((OSError, ProcessDied), match="none left"):
+                await call(handlers, f"whereabouts-{way}")
+
+    await asyncio.gather(*(call(handlers, f"whereabouts-{way}") for _ in range(3)))
+
+
+async def test_thread_that_goes_on_lingers_until_it_ends() -> None:
+    freed: list[int] = []
+    runners = Runners(keeps_nothing, threads=1, processes=1, on_thread_free=lambda: freed.append(1))
+    handle = runners.handler_of(DECLARED["stubborn-thread"])
+    await handle(claim("stubborn-thread", "0"))
+    running = asyncio.create_task(handle(claim("stubborn-thread", "0.2")))
+    await eventually(_threads)
+    assert (runners.lingering_threads, freed) == (0, [])
+
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert (runners.lingering_threads, freed) == (1, [])
+    await eventually(lambda: freed)
+    assert (runners.lingering_threads, freed) == (0, [1])
+
+
+async def test_message_of_many_megabytes_does_not_hold_the_loop() -> None:
+    handle = Runners(keeps_nothing, threads=1, processes=1).handler_of(DECLARED["long-process"])
+    running = asyncio.create_task(handle(claim("long-process", "20000000")))
+    longest, last = 0.0, time.monotonic()
+    while not running.done():
+        await asyncio.sleep(0)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    assert len((await running).json) == 20_000_002
+    assert longest < 1
+
+
+@pytest.mark.slow
+async def test_message_that_is_too_long_is_a_failure() -> None:
+    handle = Runners(keeps_nothing, threads=1, processes=1).handler_of(DECLARED["long-process"])
+
+    with pytest.raises(RaisedElsewhere, match="The result has more than 67107864 bytes") as raised:
+        await handle(claim("long-process", "67108864"))
+
+    assert raised.value.name == "ResultRefused"
+
+
+@pytest.mark.parametrize("how", ["dies", "returns", "is canceled", "is too late"])
+async def test_all_that_a_process_has_started_ends_with_it(
+    handlers: dict[str, Handler], reported: Reported, how: str
+) -> None:
+    content = {"dies": "dies", "returns": "0"}.get(how, "60")
+    order = claim("forks-process", content, timeout_seconds=0.5 if how == "is too late" else None)
+    running = asyncio.create_task(handlers["forks-process"](order))
+    await eventually(lambda: reported)
+    if how == "is canceled":
+        running.cancel()
+        running.cancel()
+
+    await asyncio.wait([running])
+
+    ends = {"dies": ProcessDied, "is canceled": asyncio.CancelledError, "is too late": TimedOut}
+    if how == "returns":
+        assert await running is None
+    else:
+        with pytest.raises(ends[how]):
+            await running
+    for pid in map(int, reported[0][1].split()):
+        await eventually(lambda pid=pid: not psutil.pid_exists(pid))  # type: ignore[misc]
+
+
+async def test_process_that_is_canceled_while_it_starts_is_ended(
+    handlers: dict[str, Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    start = ForkServerProcess.start
+
+    def start_slowly(process: ForkServerProcess) -> None:
+        time.sleep(0.1)
+        start(process)
+        assert process.pid is not None
+        started.append(process.pid)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_slowly)
+    running = asyncio.create_task(call(handlers, "sleep-process", "60"))
+    await asyncio.sleep(0.05)
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(started) == 1
+    assert not psutil.pid_exists(started[0])
+
+
+async def test_folder_of_a_long_path_is_not_used_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    monkeypatch.setitem(config, "tempdir", None)
+
+    process.choose_short_folder()
+
+    assert not util.get_temp_dir().startswith(str(long))  # multiprocessing removes it
+    assert tempfile.gettempdir() == str(long)
+
+
+def test_no_folder_for_sockets_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_SOCKET_PATH_BYTES", 3)
+
+    with pytest.raises(HandlersError, match=r"TMPDIR: .* is too long for the socket"):
+        process.choose_short_folder()
+
+
+async def keeps_nothing(claim: Claim, fraction: float, message: str) -> None:
+    """A report that nobody reads."""
 
 
 def _threads() -> list[Any]:
