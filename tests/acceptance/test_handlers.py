@@ -67,7 +67,7 @@ async def test_without_a_kind_the_default_stays(shop: ServiceProcess) -> None:
     assert list(task) == ["id", "content", "status", "created_at", "updated_at"]
 
 
-@pytest.mark.parametrize("kind", ["nobody's", "", "x" * 101, "nul \0", 5, None, ["greet"]])
+@pytest.mark.parametrize("kind", ["nobody's", "", "x" * 101, "nul \0", 5, ["greet"]])
 async def test_kind_that_nobody_serves_is_refused(shop: ServiceProcess, kind: object) -> None:
     answer = talk(shop.port, post(json.dumps({"content": "x", "kind": kind}).encode()))
 
