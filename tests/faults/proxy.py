@@ -62,6 +62,11 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._writers) // 2
+
     def set(self, mode: Mode) -> None:
         """Changes the mode for all connections, those that are open too."""
         self._replied = 0
