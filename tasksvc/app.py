@@ -202,8 +202,8 @@ def _services(
         worker,
         rescue,
         tasks,
-        ScheduleService(schedule_store, tasks, metrics),
-        QueueService(queue_store, publisher),
+        ScheduleService(schedule_store, tasks, metrics, max_waiting=settings.max_waiting),
+        QueueService(queue_store, publisher, max_waiting=settings.max_waiting),
     )
 
 

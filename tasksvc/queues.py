@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
-from tasksvc.domain.errors import QueueNotFound
+from tasksvc.domain.errors import QueueInUse, QueueNotFound
 from tasksvc.domain.queue import Queue
 from tasksvc.publisher import Publisher
+from tasksvc.sharing import Line
 from tasksvc.store.queue_store import QueueStore
+
+_LINE_SECONDS = 5.0
+"""Nobody waits longer."""
 
 
 class QueueService:
-    """put, pause, get, find. Every method raises Unavailable when PostgreSQL is away."""
+    """put, pause, get, find, delete.
 
-    def __init__(self, store: QueueStore, publisher: Publisher) -> None:
+    Every method raises Unavailable when PostgreSQL is away or the line is full.
+    """
+
+    def __init__(self, store: QueueStore, publisher: Publisher, *, max_waiting: int) -> None:
         self._store = store
         self._publisher = publisher
+        self._line = Line(max_waiting, _LINE_SECONDS)
 
     async def put(self, name: str, concurrency: int | None) -> tuple[Queue, bool]:
         """The queue with that limit, and whether it is new."""
-        is_new = await self._store.put_queue(name, concurrency)
+        is_new = await self._line.run(lambda: self._store.put_queue(name, concurrency))
         self._publisher.on_due_in(0.0)
         return await self.get(name), is_new
 
     async def pause(self, name: str, *, is_paused: bool) -> Queue:
         """Lets none of its tasks start, or does again. Raises QueueNotFound."""
-        if not await self._store.pause_queue(name, is_paused=is_paused):
+        pause = self._store.pause_queue
+        if not await self._line.run(lambda: pause(name, is_paused=is_paused)):
             raise QueueNotFound
         self._publisher.on_due_in(0.0)
         return await self.get(name)
 
     async def get(self, name: str) -> Queue:
         """Raises QueueNotFound."""
-        found = await self._store.find_queues("", 1, name)
+        found = await self._line.run(lambda: self._store.find_queues("", 1, name))
         if not found:
             raise QueueNotFound
         return found[0]
 
+    async def delete(self, name: str) -> None:
+        """Its limit, its pause and its name. Final tasks keep the name.
+
+        Raises QueueNotFound, and QueueInUse when it has live tasks.
+        """
+        if not await self._line.run(lambda: self._store.delete_queue(name)):
+            await self.get(name)
+            raise QueueInUse
+
     async def find(self, after: str, limit: int) -> list[Queue]:
         """Those after a name, in order."""
-        return await self._store.find_queues(after, limit)
+        return await self._line.run(lambda: self._store.find_queues(after, limit))

@@ -14,6 +14,7 @@ from tasksvc.domain.schedule import DueSchedules, Missed, Schedule, ScheduleOrde
 from tasksvc.domain.task import Options
 from tasksvc.metrics import Metrics
 from tasksvc.service import TaskService
+from tasksvc.sharing import Line
 from tasksvc.slices import Slices
 from tasksvc.store.schedule_store import ScheduleStore
 
@@ -25,6 +26,9 @@ MAX_SCHEDULES = 1000
 _STEP = 50
 """Schedules that are read, and go on, in one statement."""
 
+_LINE_SECONDS = 5.0
+"""Nobody waits longer."""
+
 _LATE = timedelta(minutes=1)
 """What is later was missed."""
 
@@ -35,8 +39,11 @@ class ScheduleService:
     Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
     """
 
-    def __init__(self, store: ScheduleStore, tasks: TaskService, metrics: Metrics) -> None:
+    def __init__(
+        self, store: ScheduleStore, tasks: TaskService, metrics: Metrics, *, max_waiting: int
+    ) -> None:
         self._store = store
+        self._line = Line(max_waiting, _LINE_SECONDS)
         self._tasks = tasks
         self._runs = metrics.schedule_runs
         self.on_put: Callable[[], object] = lambda: None
@@ -49,11 +56,7 @@ class ScheduleService:
         """
         if order.kind is not None:
             await self._tasks.check_kind(order.kind)
-        next_run_at = None
-        if not order.is_paused:
-            now = await self._store.read_clock()
-            next_run_at = cron.following(order.cron, order.timezone, now)
-        put = await self._store.put_schedule(name, order, next_run_at, MAX_SCHEDULES)
+        put = await self._line.run(lambda: self._put(name, order))
         if put is None:
             raise TooManySchedules
         self.on_put()
@@ -61,18 +64,18 @@ class ScheduleService:
 
     async def get(self, name: str) -> Schedule:
         """Raises ScheduleNotFound."""
-        found = await self._store.get_schedules(name)
+        found = await self._line.run(lambda: self._store.get_schedules(name))
         if not found:
             raise ScheduleNotFound
         return found[0]
 
     async def find(self, after: str, limit: int) -> list[Schedule]:
         """Those after a name, in the order of their names."""
-        return await self._store.find_schedules(after, limit)
+        return await self._line.run(lambda: self._store.find_schedules(after, limit))
 
     async def delete(self, name: str) -> None:
         """The tasks that it has made stay. Raises ScheduleNotFound."""
-        if not await self._store.delete_schedule(name):
+        if not await self._line.run(lambda: self._store.delete_schedule(name)):
             raise ScheduleNotFound
 
     async def run_due(self) -> tuple[int, float | None]:
@@ -88,6 +91,13 @@ class ScheduleService:
                 return count, due.next_seconds
             # Not the first of the rest: what can't go on would be among them for ever.
             after = due.schedules[-1].name
+
+    async def _put(self, name: str, order: ScheduleOrder) -> tuple[Schedule, bool] | None:
+        next_run_at = None
+        if not order.is_paused:
+            now = await self._store.read_clock()
+            next_run_at = cron.following(order.cron, order.timezone, now)
+        return await self._store.put_schedule(name, order, next_run_at, MAX_SCHEDULES)
 
     async def _go_on(self, due: DueSchedules) -> int:
         """How many did."""

@@ -9,6 +9,7 @@
     ├── KeyReused             this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
     ├── QueueNotFound         no queue has this name
+    ├── QueueInUse            it has live tasks
     ├── ScheduleNotFound      no schedule has this name
     ├── TooManySchedules      there is no room for another one
     ├── InvalidCron           this is no cron expression, or it never comes
@@ -67,6 +68,10 @@ class TaskIsNotFinal(TaskServiceError):
 
 class QueueNotFound(TaskServiceError):
     """There is no queue with this name."""
+
+
+class QueueInUse(TaskServiceError):
+    """The queue has tasks that are pending or processing."""
 
 
 class ScheduleNotFound(TaskServiceError):

@@ -59,7 +59,7 @@ class Group(Generic[Item, Result]):
 
     An item counts as `weigh` says, or as one: a group holds `max_size`, the line `max_waiting`.
     The statement runs in an asyncio task of the group's own: a caller that is canceled or goes away
-    never cancels it.
+    never cancels it. A single item whose caller is canceled while it waits is left out.
     """
 
     def __init__(
@@ -149,7 +149,8 @@ class Group(Generic[Item, Result]):
         try:
             while self._waiting:
                 group = self._take()
-                await self._commit(group)
+                if group:
+                    await self._commit(group)
         finally:
             # Whoever still waits now was left by a writer that was killed.
             _fail(group, StoreUnavailable())
@@ -159,10 +160,12 @@ class Group(Generic[Item, Result]):
         weight = 0
         while self._waiting and (not group or weight + self._waiting[0].weight <= self._max_size):
             entry = self._waiting.popleft()
-            group.append(entry)
-            weight += entry.weight
-        self._weight -= weight
-        self._observe(sum(len(entry.items) for entry in group))
+            self._weight -= entry.weight
+            if not (entry.is_one and entry.results.cancelled()):
+                group.append(entry)
+                weight += entry.weight
+        if group:
+            self._observe(sum(len(entry.items) for entry in group))
         return group
 
     async def _commit(self, group: list[_Entry]) -> None:

@@ -27,6 +27,18 @@ class QueueStore(Store):
         rows = await self._run("queue", "find_queues", after=after, limit=limit, only=only)
         return [Queue(*row) for row in rows]
 
+    async def delete_queue(self, name: str) -> bool:
+        """Whether it was there, without live tasks, and is gone."""
+        return bool(await self._run("queue", "delete_queue", name=name))
+
+    async def forget_queues(self, seconds: float, after: str, limit: int) -> tuple[int, str | None]:
+        """Of so many queues after a name, those that nobody has used for so long: how many, and the
+        last name that was looked at; None after the last of all."""
+        ((count, last),) = await self._run(
+            "queue", "forget_queues", seconds=seconds, after=after, limit=limit
+        )
+        return count, last
+
     async def sample_queues(self) -> None:
         """Once a minute, for the rates."""
         await self._run("queue", "sample_queues")

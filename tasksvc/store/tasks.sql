@@ -160,15 +160,18 @@ WHERE id IN (SELECT id FROM task WHERE id = ANY(%(ids)s::uuid[]) AND status = 'p
 
 -- find_lanes --
 -- No change: which lanes there are tasks in that are not final.
-SELECT DISTINCT kind, priority FROM task_lane;
+SELECT kind, priority FROM live_lane;
 
 -- publish_due_tasks --
 -- pending stays pending: due tasks of a lane that are not in its stream, to be published now. Either nobody has published
 -- them yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
 -- pending -> failed: those that did not start before they expired.
--- The conditions are those of their indexes, to the letter (migrations/0012).
+-- The conditions are those of their indexes, to the letter (migrations/0012, 0020).
+-- What has no queue may always start. What has one is looked at in the order of its time, so many at once, whatever the
+-- number of queues. If these are as many as that, and too few of them may start, each queue is looked at: those that are
+-- paused, or at their limit, may hide the others.
 -- One row: the ids to publish, those that expired, and the seconds until the next could be due or expire (NULL: none).
-WITH expired AS (
+WITH RECURSIVE expired AS (
     UPDATE task SET
         status = 'failed', updated_at = clock_timestamp(), finished_at = clock_timestamp(),
         error = jsonb_build_object('type', 'Expired', 'message', 'It could not start in time.', 'attempt', attempt)
@@ -179,40 +182,118 @@ WITH expired AS (
         ORDER BY CASE WHEN finished_at IS NULL THEN expires_at END LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     )
     RETURNING id
-), unpublished AS (
-    SELECT due.id FROM open_queue AS open, LATERAL (
-        SELECT id FROM task
+), plain AS (
+    SELECT id, due_at FROM task
+    WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END <= statement_timestamp()
+      AND status = 'pending' AND queue = '' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+      AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END LIMIT %(limit)s
+), first AS MATERIALIZED (
+    SELECT id, queue, due_at,
+        status = 'pending' AND (expires_at IS NULL OR expires_at > statement_timestamp()) AS is_due
+    FROM task
+    WHERE CASE WHEN queue <> '' AND published_at IS NULL AND finished_at IS NULL THEN due_at END <= statement_timestamp()
+      AND kind = %(kind)s AND priority = %(priority)s::task_priority
+    ORDER BY CASE WHEN queue <> '' AND published_at IS NULL AND finished_at IS NULL THEN due_at END
+    LIMIT %(limit)s + 200
+), open AS MATERIALIZED (
+    SELECT id, due_at FROM (
+        SELECT id, due_at, place,
+            max(CASE WHEN place = 1 THEN coalesce(queue_room(queue), %(limit)s) END) OVER (PARTITION BY queue) AS room
+        FROM (
+            SELECT *, row_number() OVER (PARTITION BY queue ORDER BY due_at) AS place FROM first WHERE is_due
+        ) AS placed
+    ) AS due
+    WHERE place <= room ORDER BY due_at LIMIT %(limit)s
+), named AS (
+    (SELECT queue FROM task
+     WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END IS NOT NULL AND queue > '' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+       AND (SELECT count(*) FROM first) >= %(limit)s + 200 AND (SELECT count(*) FROM open) < %(limit)s
+     ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT next.queue FROM named, LATERAL (
+        SELECT queue FROM task
+        WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END IS NOT NULL AND queue > named.queue AND kind = %(kind)s AND priority = %(priority)s::task_priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+), hidden AS (
+    SELECT due.id, due.due_at FROM named, LATERAL (
+        SELECT id, due_at FROM task
         WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END <= statement_timestamp()
-          AND status = 'pending' AND queue = open.name AND kind = %(kind)s AND priority = %(priority)s::task_priority
+          AND status = 'pending' AND queue = named.queue AND kind = %(kind)s AND priority = %(priority)s::task_priority
           AND (expires_at IS NULL OR expires_at > statement_timestamp())
         ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END
-        LIMIT least(%(limit)s, open.room) FOR UPDATE SKIP LOCKED
+        LIMIT least(%(limit)s, queue_room(named.queue))
     ) AS due LIMIT %(limit)s
 ), lost AS (
-    SELECT due.id FROM open_queue AS open, LATERAL (
+    SELECT id FROM task
+    WHERE finished_at IS NULL AND status = 'pending' AND queue = '' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+      AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+      AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+      AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    ORDER BY due_at LIMIT %(limit)s
+), oldest AS MATERIALIZED (
+    SELECT id, queue, status = 'pending' AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s) AS is_lost
+    FROM task
+    WHERE CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
+      AND kind = %(kind)s AND priority = %(priority)s::task_priority
+    ORDER BY CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END LIMIT %(limit)s + 200
+), lost_queued AS MATERIALIZED (
+    SELECT id FROM oldest
+    WHERE is_lost AND (SELECT is_paused FROM queue WHERE name = oldest.queue) IS NOT true LIMIT %(limit)s
+), lost_named AS (
+    (SELECT queue FROM task
+     WHERE finished_at IS NULL AND queue > '' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+       AND (SELECT count(*) FROM oldest) >= %(limit)s + 200 AND (SELECT count(*) FROM lost_queued) < %(limit)s
+     ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT next.queue FROM lost_named, LATERAL (
+        SELECT queue FROM task WHERE finished_at IS NULL AND queue > lost_named.queue AND kind = %(kind)s AND priority = %(priority)s::task_priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+), lost_hidden AS (
+    SELECT due.id FROM lost_named, LATERAL (
         SELECT id FROM task
-        WHERE finished_at IS NULL AND status = 'pending' AND queue = open.name
-          AND kind = %(kind)s AND priority = %(priority)s::task_priority
+        WHERE finished_at IS NULL AND status = 'pending' AND queue = lost_named.queue AND kind = %(kind)s AND priority = %(priority)s::task_priority
           AND due_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
           AND published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s)
           AND (expires_at IS NULL OR expires_at > statement_timestamp())
-        ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ) AS due LIMIT %(limit)s
+        ORDER BY due_at LIMIT %(limit)s
+    ) AS due
+    WHERE (SELECT is_paused FROM queue WHERE name = lost_named.queue) IS NOT true LIMIT %(limit)s
 ), published AS (
     UPDATE task SET published_at = clock_timestamp()
-    WHERE id IN (SELECT id FROM unpublished UNION ALL SELECT id FROM lost)
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM task
+        WHERE id = ANY(ARRAY(
+            (SELECT id FROM (SELECT * FROM plain UNION SELECT * FROM open UNION SELECT * FROM hidden) AS unpublished
+             ORDER BY due_at LIMIT %(limit)s)
+            UNION ALL
+            (SELECT id FROM (SELECT id FROM lost UNION SELECT id FROM lost_queued UNION SELECT id FROM lost_hidden) AS gone
+             LIMIT %(limit)s)
+        ))
+          AND status = 'pending' AND due_at <= statement_timestamp()
+          AND (published_at IS NULL
+               OR published_at <= statement_timestamp() - make_interval(secs => %(lost_after_seconds)s))
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    ))
     RETURNING id
+), later AS MATERIALIZED (
+    SELECT due_at, (SELECT queue.is_paused FROM queue WHERE name = task.queue) IS true AS is_paused FROM task
+    WHERE CASE WHEN queue <> '' AND published_at IS NULL AND finished_at IS NULL THEN due_at END > statement_timestamp()
+      AND kind = %(kind)s AND priority = %(priority)s::task_priority
+    ORDER BY CASE WHEN queue <> '' AND published_at IS NULL AND finished_at IS NULL THEN due_at END LIMIT 100
 )
 SELECT
     ARRAY(SELECT id::text FROM published),
     ARRAY(SELECT id::text FROM expired),
     extract(epoch FROM least(
-        (SELECT min(due.due_at) FROM open_queue AS open, LATERAL (
-            SELECT due_at FROM task
-            WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END > statement_timestamp()
-              AND status = 'pending' AND queue = open.name AND kind = %(kind)s AND priority = %(priority)s::task_priority
-            ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END LIMIT 1
-        ) AS due),
+        (SELECT due_at FROM task
+         WHERE CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END > statement_timestamp()
+           AND status = 'pending' AND queue = '' AND kind = %(kind)s AND priority = %(priority)s::task_priority
+         ORDER BY CASE WHEN published_at IS NULL AND finished_at IS NULL THEN due_at END LIMIT 1),
+        (SELECT coalesce(min(due_at) FILTER (WHERE NOT is_paused), CASE WHEN count(*) = 100 THEN max(due_at) END) FROM later),
         (SELECT expires_at FROM task
          WHERE CASE WHEN finished_at IS NULL THEN expires_at END > statement_timestamp()
            AND status = 'pending' AND kind = %(kind)s AND priority = %(priority)s::task_priority
@@ -221,16 +302,64 @@ SELECT
 
 -- find_due_tasks --
 -- No change: what a consumer may claim when there is no stream to tell it, of the kinds that it serves, each with its kind.
-SELECT due.id, lane.kind
-FROM task_lane AS lane JOIN open_queue AS open ON open.name = lane.queue, LATERAL (
-    SELECT id, due_at FROM task
-    WHERE finished_at IS NULL AND status = 'pending'
-      AND task.queue = lane.queue AND task.kind = lane.kind AND task.priority = lane.priority
-      AND due_at <= statement_timestamp() AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    ORDER BY due_at LIMIT least(%(limit)s, open.room)
+-- Queues are looked at as by publish_due_tasks.
+WITH RECURSIVE lane AS MATERIALIZED (
+    SELECT kind, priority FROM live_lane WHERE kind = ANY(%(kinds)s::text[])
+), first AS MATERIALIZED (
+    SELECT due.*, lane.kind, lane.priority FROM lane, LATERAL (
+        SELECT id, queue, due_at,
+            status = 'pending' AND (expires_at IS NULL OR expires_at > statement_timestamp()) AS is_due
+        FROM task
+        WHERE CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END <= statement_timestamp()
+          AND task.kind = lane.kind AND task.priority = lane.priority
+        ORDER BY CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END LIMIT %(limit)s + 200
+    ) AS due
+), open AS MATERIALIZED (
+    SELECT id, kind, priority, due_at FROM (
+        SELECT id, kind, priority, due_at, place,
+            max(CASE WHEN place = 1 THEN coalesce(queue_room(queue), %(limit)s) END) OVER (PARTITION BY queue) AS room
+        FROM (
+            SELECT *, row_number() OVER (PARTITION BY queue ORDER BY priority, due_at) AS place FROM first WHERE is_due
+        ) AS placed
+    ) AS due
+    WHERE place <= room
+), blocked AS MATERIALIZED (
+    SELECT kind, priority FROM lane
+    WHERE (SELECT count(*) FROM first WHERE (first.kind, first.priority) = (lane.kind, lane.priority)) >= %(limit)s + 200
+      AND (SELECT count(*) FROM open WHERE (open.kind, open.priority) = (lane.kind, lane.priority)) < %(limit)s
+), named AS (
+    SELECT blocked.kind, blocked.priority, next.queue FROM blocked, LATERAL (
+        SELECT queue FROM task
+        WHERE finished_at IS NULL AND queue > '' AND task.kind = blocked.kind AND task.priority = blocked.priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+    UNION ALL
+    SELECT named.kind, named.priority, next.queue FROM named, LATERAL (
+        SELECT queue FROM task
+        WHERE finished_at IS NULL AND queue > named.queue AND task.kind = named.kind AND task.priority = named.priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+)
+SELECT id, kind FROM (
+    SELECT due.id, lane.kind, lane.priority, due.due_at FROM lane, LATERAL (
+        SELECT id, due_at FROM task
+        WHERE finished_at IS NULL AND status = 'pending'
+          AND task.queue = '' AND task.kind = lane.kind AND task.priority = lane.priority
+          AND due_at <= statement_timestamp() AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        ORDER BY due_at LIMIT %(limit)s
+    ) AS due
+    UNION
+    SELECT id, kind, priority, due_at FROM open
+    UNION
+    SELECT due.id, named.kind, named.priority, due.due_at FROM named, LATERAL (
+        SELECT id, due_at FROM task
+        WHERE finished_at IS NULL AND status = 'pending'
+          AND task.queue = named.queue AND task.kind = named.kind AND task.priority = named.priority
+          AND due_at <= statement_timestamp() AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        ORDER BY due_at LIMIT least(%(limit)s, queue_room(named.queue))
+    ) AS due
 ) AS due
-WHERE lane.kind = ANY(%(kinds)s::text[])
-ORDER BY lane.priority, due.due_at LIMIT %(limit)s;
+ORDER BY priority, due_at LIMIT %(limit)s;
 
 -- claim_tasks --
 -- pending -> processing. No row for one that is somebody else's, not due or final by now, locked this instant, of a kind
@@ -497,7 +626,7 @@ WITH running AS (
     (SELECT id, status, kind, queue, created_at, retried_as FROM (
         SELECT id, status, kind, queue, created_at, retried_as FROM task
         WHERE %(path)s IN ('live', 'processing') AND finished_at IS NULL
-        ORDER BY task.queue, task.kind, task.priority, due_at LIMIT %(window)s
+        ORDER BY task.kind, task.priority, task.queue, due_at LIMIT %(window)s
      ) AS live
      WHERE %(path)s = 'live' OR status = 'processing' LIMIT (SELECT coalesce(tasks, %(window)s) FROM running))
 )
@@ -599,20 +728,74 @@ DELETE FROM worker WHERE id = ANY(%(worker_ids)s::uuid[]);
 
 -- measure --
 -- One row: how many tasks are in each status, the age in seconds of the oldest that could be claimed, and how many queues
--- are paused.
+-- are paused. Queues are looked at as by publish_due_tasks.
+WITH RECURSIVE lane AS MATERIALIZED (
+    SELECT kind, priority FROM live_lane
+), first AS MATERIALIZED (
+    SELECT lane.kind, lane.priority, due.queue, count(*) AS tasks, min(due.due_at) FILTER (WHERE due.status = 'pending') AS due_at
+    FROM lane, LATERAL (
+        SELECT queue, due_at, status FROM task
+        WHERE CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END <= statement_timestamp()
+          AND task.kind = lane.kind AND task.priority = lane.priority
+        ORDER BY CASE WHEN queue <> '' AND finished_at IS NULL THEN due_at END LIMIT 500
+    ) AS due
+    GROUP BY lane.kind, lane.priority, due.queue
+), open AS MATERIALIZED (
+    SELECT kind, priority, due_at FROM first
+    WHERE due_at IS NOT NULL AND (SELECT is_paused FROM queue WHERE name = first.queue) IS NOT true
+), blocked AS MATERIALIZED (
+    SELECT kind, priority FROM first
+    WHERE NOT EXISTS (SELECT FROM open WHERE (open.kind, open.priority) = (first.kind, first.priority))
+    GROUP BY kind, priority HAVING sum(tasks) >= 500
+), named AS (
+    SELECT blocked.kind, blocked.priority, next.queue FROM blocked, LATERAL (
+        SELECT queue FROM task
+        WHERE finished_at IS NULL AND queue > '' AND task.kind = blocked.kind AND task.priority = blocked.priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+    UNION ALL
+    SELECT named.kind, named.priority, next.queue FROM named, LATERAL (
+        SELECT queue FROM task
+        WHERE finished_at IS NULL AND queue > named.queue AND task.kind = named.kind AND task.priority = named.priority
+        ORDER BY queue LIMIT 1
+    ) AS next
+), named_first AS (
+    SELECT kind, priority, '' AS queue FROM lane
+    UNION ALL
+    SELECT kind, priority, queue FROM named
+    WHERE (SELECT is_paused FROM queue WHERE name = named.queue) IS NOT true
+)
 SELECT
     (SELECT coalesce(json_object_agg(status, tasks), '{}') FROM
         (SELECT status, sum(tasks) AS tasks FROM task_tally GROUP BY status) AS total),
-    (SELECT max(oldest_seconds) FROM due_lane
-     WHERE NOT EXISTS (SELECT FROM queue WHERE name = due_lane.queue AND is_paused)),
+    extract(epoch FROM statement_timestamp() - least(
+        (SELECT min(due_at) FROM open),
+        (SELECT min(due.due_at) FROM named_first, LATERAL (
+            SELECT due_at FROM task
+            WHERE finished_at IS NULL AND status = 'pending' AND task.queue = named_first.queue
+              AND task.kind = named_first.kind AND task.priority = named_first.priority
+              AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT 1
+        ) AS due)
+    ))::float8,
     (SELECT count(*) FROM queue WHERE is_paused AND name > '');
 
 -- fold_tally --
--- The tally's rows become one for each queue and status. What another fold has in hand is left to it.
+-- The rows of a queue and a status become one, or none if their sum is 0. What is one already is left alone, and so is what
+-- another fold has in hand.
 WITH folded AS (
-    DELETE FROM task_tally WHERE ctid IN (SELECT ctid FROM task_tally FOR UPDATE SKIP LOCKED) RETURNING queue, status, tasks
+    DELETE FROM task_tally WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM task_tally
+        WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM (SELECT ctid, tasks, count(*) OVER (PARTITION BY queue, status) AS parts FROM task_tally) AS part
+            WHERE parts > 1 OR tasks = 0
+        ))
+        FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING queue, status, tasks
 )
-INSERT INTO task_tally (queue, status, tasks) SELECT queue, status, sum(tasks) FROM folded GROUP BY queue, status;
+INSERT INTO task_tally (queue, status, tasks)
+SELECT queue, status, sum(tasks) FROM folded GROUP BY queue, status HAVING sum(tasks) <> 0;
 
 -- ping --
 SELECT 1;

@@ -21,6 +21,7 @@ from tasksvc.domain.errors import (
     ContentRefused,
     InvalidCron,
     KeyReused,
+    QueueInUse,
     QueueNotFound,
     ScheduleNotFound,
     TaskIsFinal,
@@ -70,7 +71,7 @@ def _problem(error: Exception) -> Problem:
             return Problem(HTTPStatus.NOT_FOUND, str(error))
         case TaskIsFinal() | TaskIsNotFinal():
             return Problem(HTTPStatus.BAD_REQUEST, str(error), task_status=error.status)
-        case UniqueKeyTaken():
+        case UniqueKeyTaken() | QueueInUse():
             return Problem(HTTPStatus.CONFLICT, str(error))
         case Unavailable():
             return unavailable(str(error))

@@ -79,6 +79,12 @@ async def resume_queue(request: web.Request) -> Answer:
     return _answer(await request.app[QUEUES].pause(_name(request), is_paused=False))
 
 
+async def delete_queue(request: web.Request) -> Answer:
+    """Takes away a queue without live tasks."""
+    await request.app[QUEUES].delete(_name(request))
+    return Answer(b"", status=HTTPStatus.NO_CONTENT)
+
+
 def _name(request: web.Request) -> str:
     """Raises QueueNotFound: what is no name is no queue's."""
     name = request.match_info["name"]

@@ -19,6 +19,7 @@ TASKS = [
     web.get("/queues", queues.find_queues),
     web.get("/queues/{name}", queues.get_queue),
     web.put("/queues/{name}", queues.put_queue),
+    web.delete("/queues/{name}", queues.delete_queue),
     web.post("/queues/{name}/pause", queues.pause_queue),
     web.post("/queues/{name}/resume", queues.resume_queue),
     web.put("/schedules/{name}", schedules.put_schedule),

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.harness import ServiceProcess, eventually, query
-from tests.wire import post, request, talk
+from tests.wire import assert_problem, post, request, talk
 
 
 def create(service: ServiceProcess, **options: object) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def test_paused_queue_waits_until_it_is_resumed(shared_service: ServicePro
 
     await eventually(lambda: shared_service.task(other)["status"] == "completed")
     assert shared_service.task(waiting)["status"] == "pending"
-    assert shared_service.metric("tasksvc_queues_paused") >= 1
+    await eventually(lambda: shared_service.metric("tasksvc_queues_paused") >= 1)
     status, queue = ask(shared_service, "GET", f"/queues/{name}")
     assert (queue["pending"], queue["processing"], queue["empty_seconds"]) == (1, 0, None)
     assert queue["oldest_seconds"] > 0
@@ -101,6 +101,20 @@ async def test_queues_are_listed(shared_service: ServiceProcess) -> None:
     assert {first, second} <= set(names)
     _, found = ask(shared_service, "GET", f"/queues?after={first}")
     assert first not in [queue["name"] for queue in found["queues"]]
+
+
+async def test_queue_is_deleted_once_it_has_no_live_tasks(shared_service: ServiceProcess) -> None:
+    name = new_name()
+    put(shared_service, name, {"concurrency": None})
+    ask(shared_service, "POST", f"/queues/{name}/pause")
+    id = create(shared_service, queue=name)["id"]
+    delete = request("DELETE", f"/queues/{name}")
+    assert_problem(talk(shared_service.port, delete), 409)
+    shared_service.request("PATCH", f"/task/{id}/cancel")
+
+    assert talk(shared_service.port, delete).status == 204
+    assert_problem(talk(shared_service.port, delete), 404)
+    assert shared_service.task(id)["queue"] == name
 
 
 async def test_tasks_of_a_queue_are_found_and_canceled_together(

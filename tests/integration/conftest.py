@@ -105,7 +105,7 @@ async def queue_store(database_url: str) -> AsyncIterator[QueueStore]:
 
 @pytest.fixture
 def queues(queue_store: QueueStore, worker: Worker) -> QueueService:
-    return QueueService(queue_store, worker.publisher)
+    return QueueService(queue_store, worker.publisher, max_waiting=100)
 
 
 @pytest.fixture

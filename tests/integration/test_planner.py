@@ -104,6 +104,7 @@ async def live(store: TaskStore) -> None:
     await store.finish_tasks(finishes)
     await store.find_finished_tasks(finishes)
     await store.cancel_tasks(ids[50:55])
+    await store.begin_epoch(worker_id, 0)
     await store.renew_lease(worker_id, dict.fromkeys(ids, 1), 60)
     await store.release_tasks(worker_id, ids[60:100])
     await store.lapse_workers(None)
@@ -221,7 +222,7 @@ async def test_what_waits_long_costs_the_relay_nothing(
     task = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True)
     calls: dict[str, dict[str, Any]] = {
         "find_lanes": {},
-        "claim_tasks": {"worker_id": worker_id, "ids": plain_array([task.id])},
+        "claim_tasks": {"worker_id": worker_id, "ids": plain_array([task.id]), "epoch": 0},
         "publish_due_tasks": {"lost_after_seconds": 3600, "limit": 1000, **DEFAULT_LANE._asdict()},
         "find_due_tasks": {"limit": 100, "kinds": "{default}"},
         "measure": {},
@@ -324,3 +325,35 @@ async def test_rare_tasks_are_found_behind_any_number_of_others(
     query(database_url, "ANALYZE task")
     for path, filter in RARELY.items():
         assert await store.pages("find_tasks", **looked(path, filter)) < 100, path
+
+
+NAMES = """
+INSERT INTO task (id, due_at, queue, published_at, max_attempts, content)
+SELECT (lpad(to_hex((1000 * extract(epoch FROM clock_timestamp()))::bigint), 12, '0') || '7'
+        || substr(md5('names' || n), 1, 19))::uuid,
+    clock_timestamp() + %s * interval '1 s', 'q' || n, %s, 3, 'x'
+FROM generate_series(1, 20000) AS n
+"""
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("seconds", [-60, 3600])
+async def test_names_of_queues_cost_the_relay_nothing(
+    database_url: str, store: ExplainingStore, seconds: float, is_published: bool
+) -> None:
+    """However many there are, whether their tasks are due or not."""
+    calls: dict[str, dict[str, Any]] = {
+        "find_lanes": {},
+        "publish_due_tasks": {"lost_after_seconds": 3600, "limit": 10, **DEFAULT_LANE._asdict()},
+        "find_due_tasks": {"limit": 10, "kinds": "{default}"},
+    }
+    for query_name, parameters in calls.items():
+        await store._run("duty", query_name, **parameters)
+    query(database_url, NAMES, seconds, datetime.now(UTC) if is_published else None)
+
+    for query_name, parameters in calls.items():
+        pages = await store.pages(query_name, is_planned=True, **parameters)
+        assert pages < 2000, query_name  # each queue's room is looked up, of the first ones
+    query(database_url, "ANALYZE task")
+    for query_name, parameters in calls.items():
+        assert await store.pages(query_name, **parameters) < 2000, query_name

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import uuid_utils
 
+from tasksvc.consumers.janitor import Janitor
 from tasksvc.consumers.relay import Relay
+from tasksvc.domain.errors import QueueInUse, QueueNotFound
 from tasksvc.domain.outcome import COMPLETED, Finish
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.task import NewTask, Options, Status
@@ -34,6 +37,10 @@ def tasks(count: int, queue: str = "mail", *, is_published: bool = True) -> list
 async def insert(store: TaskStore, *tasks: NewTask) -> list[str]:
     await store.insert_special_tasks(tasks)
     return [task.id for task in tasks]
+
+
+async def due_tasks(store: TaskStore) -> list[str]:
+    return [id for id, _ in await store.find_due_tasks(10)]
 
 
 async def register(store: TaskStore) -> str:
@@ -170,9 +177,9 @@ class TestLimit:
         assert sorted(due.ids) == sorted([plain, *ids[:2]])
         await store.claim_tasks(worker_id, ids[:2])
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
-        assert await store.find_due_tasks(10) == [plain]
+        assert await due_tasks(store) == [plain]
         await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
-        assert sorted(await store.find_due_tasks(10)) == sorted([plain, ids[2]])
+        assert sorted(await due_tasks(store)) == sorted([plain, ids[2]])
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [ids[2]]
 
 
@@ -186,7 +193,7 @@ class TestPause:
 
         assert await store.claim_tasks(worker_id, ids) == []
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
-        assert await store.find_due_tasks(10) == []
+        assert await due_tasks(store) == []
         measures = await store.measure()
         assert (measures.oldest_pending_seconds, measures.paused_queues) == (0, 1)
 
@@ -218,6 +225,172 @@ class TestPause:
         for _ in range(2):
             await worker.work()
         assert query(database_url, "SELECT count(*) FROM task WHERE status = 'completed'") == [(5,)]
+
+
+HOGS = """
+INSERT INTO task (id, created_at, due_at, published_at, queue, max_attempts, content)
+SELECT gen_random_uuid(), at, at, CASE WHEN %s THEN at END, 'hog', 3, 'x'
+FROM generate_series(1, 600) AS n, LATERAL (
+    SELECT now() - interval '2 h' + n * interval '1 s' AS at) AS moment
+"""
+
+
+class TestBehindManyThatMayNotStart:
+    """More of them than are looked at, in the same lane, and due before all others."""
+
+    @pytest.fixture(params=["paused", "full"])
+    async def stopped(
+        self, request: pytest.FixtureRequest, queue_store: QueueStore, store: TaskStore
+    ) -> str:
+        await queue_store.put_queue("hog", 1)
+        if request.param == "paused":
+            await queue_store.pause_queue("hog", is_paused=True)
+        else:
+            worker_id = await register(store)
+            ids = await insert(store, *tasks(1, "hog"))
+            await store.claim_tasks(worker_id, ids)
+        return str(request.param)
+
+    async def test_others_are_published(
+        self, stopped: str, store: TaskStore, database_url: str
+    ) -> None:
+        query(database_url, HOGS, False)
+        others = [*tasks(2, "a", is_published=False), *tasks(1, "b", is_published=False)]
+        ids = await insert(store, *others, *tasks(1, "", is_published=False))
+
+        assert sorted((await store.publish_due_tasks(ago(HOUR), 10)).ids) == sorted(ids)
+
+    async def test_others_are_found_without_a_stream(
+        self, stopped: str, store: TaskStore, database_url: str
+    ) -> None:
+        query(database_url, HOGS, True)
+        ids = await insert(store, *tasks(2, "a"), *tasks(1, "b"), *tasks(1, ""))
+
+        assert sorted(await due_tasks(store)) == sorted(ids)
+
+    async def test_others_that_were_lost_are_published_again(
+        self, queue_store: QueueStore, store: TaskStore, database_url: str
+    ) -> None:
+        await queue_store.put_queue("hog", None)
+        await queue_store.pause_queue("hog", is_paused=True)
+        query(database_url, HOGS, True)
+        ids = await insert(store, *tasks(2, "a"), *tasks(1, "b"), *tasks(1, ""))
+        query(
+            database_url,
+            "UPDATE task SET due_at = now() - interval '1 h', published_at = now() - interval '1 h'"
+            " WHERE queue <> 'hog'",
+        )
+
+        assert sorted((await store.publish_due_tasks(ago(60), 10)).ids) == sorted(ids)
+
+    async def test_age_is_that_of_the_oldest_that_may_start(
+        self, queue_store: QueueStore, store: TaskStore, database_url: str
+    ) -> None:
+        await queue_store.put_queue("hog", None)
+        await queue_store.pause_queue("hog", is_paused=True)
+        query(database_url, HOGS, True)
+        assert (await store.measure()).oldest_pending_seconds == 0
+        await insert(store, *tasks(1, "a"))
+        query(database_url, "UPDATE task SET due_at = now() - interval '9 s' WHERE queue = 'a'")
+
+        assert (await store.measure()).oldest_pending_seconds == pytest.approx(9, abs=5)
+
+    async def test_relay_comes_when_the_next_is_due(
+        self, queue_store: QueueStore, store: TaskStore, database_url: str
+    ) -> None:
+        """Though it is behind others that may not start even then."""
+        await queue_store.put_queue("hog", None)
+        await queue_store.pause_queue("hog", is_paused=True)
+        query(database_url, HOGS, False)
+        query(database_url, "UPDATE task SET due_at = due_at + interval '3 h'")
+        assert ((await store.publish_due_tasks(ago(HOUR), 10)).next_seconds or 0) > HOUR - 60
+        await insert(store, *tasks(1, "a", is_published=False))
+        query(database_url, "UPDATE task SET due_at = now() + interval '9 s' WHERE queue = 'a'")
+
+        due = await store.publish_due_tasks(ago(HOUR), 10)
+        assert due.next_seconds == pytest.approx(9, abs=5)
+
+
+class TestNames:
+    async def test_those_that_nobody_uses_go(
+        self, store: TaskStore, queue_store: QueueStore, database_url: str
+    ) -> None:
+        """Those without a limit, a pause and tasks; and not at once."""
+        await queue_store.put_queue("limited", 1)
+        for name in ("paused", "unused", "final", "live"):
+            await queue_store.put_queue(name, None)
+        await queue_store.pause_queue("paused", is_paused=True)
+        final, _ = await insert(store, *tasks(1, "final"), *tasks(1, "live"))
+        await store.cancel_tasks([final])
+        assert await queue_store.forget_queues(60, "", 10) == (0, "unused")
+
+        assert await queue_store.forget_queues(-60, "", 3) == (0, "live")
+        assert await queue_store.forget_queues(-60, "live", 3) == (1, "unused")
+        assert await queue_store.forget_queues(-60, "unused", 3) == (0, None)
+        left = [queue.name for queue in await queue_store.find_queues("", 10)]
+        assert left == ["final", "limited", "live", "paused"]
+        await store.delete_finished_tasks(0, 10)
+        await queue_store.forget_queues(-60, "", 10)
+        assert len(await queue_store.find_queues("", 10)) == 3
+
+    async def test_queue_that_went_comes_with_its_next_task(
+        self, store: TaskStore, queue_store: QueueStore
+    ) -> None:
+        await queue_store.put_queue("mail", None)
+        await queue_store.forget_queues(-60, "", 10)
+        (id,) = await insert(store, *tasks(1))
+
+        assert (await only(queue_store)).pending == 1
+        assert len(await store.claim_tasks(await register(store), [id])) == 1
+
+    async def test_janitor_looks_at_all_of_them(
+        self, store: TaskStore, queue_store: QueueStore, database_url: str, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr("tasksvc.consumers.janitor._QUEUE_BATCH", 4)
+        query(
+            database_url,
+            "INSERT INTO queue (name, concurrency, sampled_at) SELECT n, nullif(n %% 2, 0),"
+            " now() - interval '2 h' FROM generate_series(1, %s) AS n",
+            10,
+        )
+        janitor = Janitor(store, queue_store, retention_seconds=0, key_seconds=3600)
+        for _ in range(4):
+            await janitor.run_once()
+
+        assert query(database_url, "SELECT count(*) FROM queue") == [(5,)]
+
+    async def test_one_with_live_tasks_is_not_deleted(
+        self, store: TaskStore, queues: QueueService
+    ) -> None:
+        (id,) = await insert(store, *tasks(1))
+        with pytest.raises(QueueInUse):
+            await queues.delete("mail")
+        await store.cancel_tasks([id])
+
+        await queues.delete("mail")
+        for name in ("mail", "other"):
+            with pytest.raises(QueueNotFound):
+                await queues.delete(name)
+
+    async def test_names_cost_little(
+        self, store: TaskStore, queue_store: QueueStore, database_url: str
+    ) -> None:
+        """A page of them, and each duty, whatever their number: none is a matter of seconds."""
+        query(
+            database_url,
+            "INSERT INTO task (id, due_at, queue, max_attempts, content)"
+            " SELECT gen_random_uuid(), now() + interval '1 day', 'q' || n, 3, 'x'"
+            " FROM generate_series(1, %s) AS n",
+            20_000,
+        )
+        async with asyncio.timeout(5):
+            await store.fold_tally()
+            await queue_store.sample_queues()
+            await store.measure()
+            await store.find_lanes()
+            await store.publish_due_tasks(ago(HOUR), 10)
+            assert len(await queue_store.find_queues("", 1000)) == 1000
+            assert await queue_store.forget_queues(60, "", 5000) == (0, "q14498")
 
 
 class TestFigures:

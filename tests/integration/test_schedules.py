@@ -48,7 +48,7 @@ async def make_schedules(
 
     def make() -> ScheduleService:
         stores.append(ScheduleStore(Database(database_url)))
-        return ScheduleService(stores[-1], make_services().tasks, metrics)
+        return ScheduleService(stores[-1], make_services().tasks, metrics, max_waiting=100)
 
     yield make
     for store in stores:

@@ -241,7 +241,20 @@ async def test_canceled_caller_cancels_neither_the_statement_nor_its_neighbours(
 
     assert canceled.cancelled()
     assert all(isinstance(each, str) for each in found)
-    assert writer.groups == [[0], [1, 2]]
+    # Who was canceled while it waited wants nothing any more.
+    assert writer.groups == [[0], [1, 2] if is_under_way else [2]]
+
+
+async def test_canceled_callers_make_room(writer: Writer) -> None:
+    group: Group[int, str] = Group("test", writer, max_waiting=3)
+    callers = await join_while_busy(group, writer, [1, 2, 3])
+    for caller in callers[1:]:
+        caller.cancel()
+    writer.gate.set()
+    await asyncio.wait(callers)
+
+    assert await group.join(4) == "wrote 4"
+    assert writer.groups == [[0], [4]]
 
 
 async def test_failure_reaches_every_caller_with_an_exception_of_its_own(
