@@ -260,12 +260,12 @@ async def test_canceled_callers_make_room(writer: Writer) -> None:
 async def test_failure_reaches_every_caller_with_an_exception_of_its_own(
     group: Group[int, str], writer: Writer
 ) -> None:
-    writer.error = StoreUnavailable("away")
+    writer.error = Overloaded("away")
     callers = await join_while_busy(group, writer, [1, 2])
     writer.gate.set()
     errors = await results(callers)
 
-    assert [type(each) for each in errors] == [StoreUnavailable] * 3
+    assert [type(each) for each in errors] == [Overloaded] * 3
     assert [str(each) for each in errors] == ["away"] * 3
     assert len(set(map(id, errors))) == 3
 
