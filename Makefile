@@ -105,5 +105,5 @@ test-docker: ## the suite, in a container
 	$(COMPOSE) --profile test run --rm test
 
 clean: ## remove what was made here: .venv, caches, the private servers' data
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tasksvc logs \
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .tasksvc logs \
 		examples/thumbnails/pictures

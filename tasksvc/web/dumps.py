@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -30,10 +30,9 @@ _moments = attrgetter(*_MOMENTS)
 def dump_task(task: Task) -> bytes:
     """A task as JSON: its five first keys always, and of the others those that it has."""
     for name, moment in zip(_MOMENTS, _moments(task), strict=True):
-        if moment is not None:
-            shown = shown_moment(moment)
-            if shown is not moment:
-                task = msgspec.structs.replace(task, **{name: shown})
+        # Asked here, where it is hot: nearly all moments are written as they are.
+        if moment is not None and (moment.tzinfo is not UTC or not moment.microsecond):
+            task = msgspec.structs.replace(task, **{name: shown_moment(moment)})
     return _encode(task)
 
 

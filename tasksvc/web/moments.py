@@ -20,6 +20,8 @@ def read_moment(text: str) -> datetime:
     if not _RFC_3339.fullmatch(text):
         raise ValueError(RULE)
     moment = datetime.fromisoformat(text.upper())
+    if moment.tzinfo is UTC:
+        return moment
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
     try:

@@ -107,6 +107,100 @@ async def test_body_of_the_wrong_shape(idle: ServiceProcess, body: bytes) -> Non
     assert_problem(answer, 422, errors=answer.json()["errors"])
 
 
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (b"[]", [""]),
+        (b"null", [""]),
+        (b"{}", ["/tasks"]),
+        (b'{"tasks": null}', ["/tasks"]),
+        (b'{"tasks": {}}', ["/tasks"]),
+        (b'{"tasks": "[]"}', ["/tasks"]),
+        (b'{"tasks": [{"content": "x"}], "a/b": 1}', ["/a~1b"]),
+        (b'{"tasks": [null]}', ["/tasks/0"]),
+        (b'{"tasks": [[]]}', ["/tasks/0"]),
+        (b'{"tasks": [' + b"0," * 1000 + b"0]}", ["/tasks"]),
+        (b'{"tasks": [' + b"0," * 999 + b"0]}", [f"/tasks/{number}" for number in range(10)]),
+        (
+            b'{"tasks": [{"content": "x"}, {"b": 1, "content": 1}]}',
+            ["/tasks/1/content", "/tasks/1/b"],
+        ),
+    ],
+)
+async def test_what_will_not_do_in_a_batch_is_named(
+    idle: ServiceProcess, body: bytes, pointers: list[str]
+) -> None:
+    answer = talk(idle.port, request("POST", "/tasks", JSON, body=body))
+
+    assert_problem(answer, 422, errors=answer.json()["errors"])
+    assert [error["pointer"] for error in answer.json()["errors"]] == pointers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"tasks": [}',
+        b'{"tasks": [{"content": "x"}]',
+        b'{"tasks": [{"content": "x"}]}}',
+        b'{"tasks": [{"content": "\xff"}]}',
+        b'{"tasks": [{"content": "\\ud800"}]}',
+        b'{"tasks": [{"content": NaN}]}',
+        b'{"more": 1, "tasks": [}',
+        b'{"tasks": ' + b"[" * 100_000,
+    ],
+)
+async def test_batch_that_is_not_json(idle: ServiceProcess, body: bytes) -> None:
+    assert_problem(talk(idle.port, request("POST", "/tasks", JSON, body=body)), 400)
+
+
+async def test_thousand_tasks_of_four_kibibytes_are_one_batch(idle: ServiceProcess) -> None:
+    answer = create(idle, *({"content": "x" * 4096} for _ in range(1000)))
+
+    assert answer.status == 201
+    assert len(answer.json()["tasks"]) == 1000
+
+
+async def test_task_of_a_batch_is_no_larger_than_another(idle: ServiceProcess) -> None:
+    fits = {"content": "x" * (262_144 - len(b'{"content": ""}'))}
+
+    assert create(idle, fits, {"content": "x"}).status == 201
+    answer = create(idle, {"content": "x"}, {"content": fits["content"] + "x"})
+
+    (error,) = answer.json()["errors"]
+    assert_problem(answer, 422, errors=[error])
+    assert error["pointer"] == "/tasks/1"
+    assert "262144 bytes" in error["detail"]
+    assert "TASKSVC_MAX_BODY_BYTES" in error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "variable"),
+    [
+        ("/task", 262_144, "TASKSVC_MAX_BODY_BYTES"),
+        ("/tasks", 5_242_880, "TASKSVC_MAX_BATCH_BYTES"),
+        ("/tasks/cancel", 262_144, "TASKSVC_MAX_BODY_BYTES"),
+    ],
+)
+async def test_limit_of_a_body_is_named(
+    idle: ServiceProcess, path: str, limit: int, variable: str
+) -> None:
+    answer = talk(idle.port, request("POST", path, JSON, body=b" " * (limit + 1)))
+
+    assert_problem(answer, 413)
+    assert str(limit) in answer.json()["detail"]
+    assert variable in answer.json()["detail"]
+
+
+async def test_null_in_a_batch_is_not_given(idle: ServiceProcess) -> None:
+    nulls = dict.fromkeys(["kind", "run_at", "queue", "unique_key", "max_attempts"])
+
+    (task,) = create(idle, {"content": "x", **nulls}).json()["tasks"]
+
+    assert list(task) == ["id", "content", "status", "created_at", "updated_at"]
+
+
 async def test_many_take_no_key(idle: ServiceProcess) -> None:
     body = b'{"tasks": [{"content": "x"}]}'
     headers = (JSON, "Idempotency-Key: k")

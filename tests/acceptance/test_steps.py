@@ -88,6 +88,16 @@ async def test_what_passes_the_filter_is_canceled(idle: ServiceProcess) -> None:
     assert idle.metric("task_cancel_success_count") == successes + 3
 
 
+async def test_null_is_not_given(idle: ServiceProcess) -> None:
+    ids = create(idle, 2)
+    nulls = dict.fromkeys(["kind", "queue", "created_after", "created_before"])
+
+    dry = {"filter": {"status": None, "kind": "default"}, "dry_run": True}
+    assert done(step(idle, "cancel", **dry))["ids"] == ids[::-1]
+    body = {"filter": {"status": "pending", **nulls}, "dry_run": None, "limit": None}
+    assert done(step(idle, "cancel", **body, cursor=None))["canceled"] == 2
+
+
 async def test_without_a_status_all_live_ones_are_canceled(idle: ServiceProcess) -> None:
     failed, running, waiting = ids = create(idle, 3)
     end(idle, "failed", [failed])
