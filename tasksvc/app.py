@@ -31,7 +31,7 @@ from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler, http
 from tasksvc.handlers.http import HttpDelivery
-from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
+from tasksvc.handlers.kinds import HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
@@ -79,11 +79,18 @@ def create_app(settings: Settings, handler: Handler | None = None) -> web.Applic
     ways = {each.run_in for each in declared.values()} - {"loop"}
     stream = _stream(settings, attempts, settings.workers and settings.workers + len(ways))
     services = _services(settings, database, stream, metrics, attempts)
-    kinds = _kinds(settings, services.worker, declared)
+    runners = Runners(
+        services.worker.report,
+        threads=settings.threads,
+        processes=settings.processes,
+        max_result_bytes=settings.max_result_bytes,
+        on_thread_free=lambda: pool.wake(),
+    )
+    kinds = {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
     kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
     if delivery is not None:
         kinds[http.KIND] = Kind(delivery)
-    pool = _pool(settings, database, services, stream, metrics, kinds)
+    pool = _pool(settings, database, services, stream, metrics, kinds, runners)
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
@@ -218,19 +225,7 @@ def _delivery(settings: Settings) -> HttpDelivery | None:
     )
 
 
-def _kinds(
-    settings: Settings, worker: WorkerService, declared: Mapping[str, Declared]
-) -> dict[str, Kind]:
-    runners = Runners(
-        worker.report,
-        threads=settings.threads,
-        processes=settings.processes,
-        max_result_bytes=settings.max_result_bytes,
-    )
-    return {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
-
-
-def _places(settings: Settings, kinds: Mapping[str, Kind]) -> Sequence[Places]:
+def _places(settings: Settings, kinds: Mapping[str, Kind], runners: Runners) -> Sequence[Places]:
     """Those of each consumer; none in a process that only accepts and serves."""
     if not settings.workers:
         return []
@@ -240,7 +235,8 @@ def _places(settings: Settings, kinds: Mapping[str, Kind]) -> Sequence[Places]:
         "process": settings.processes,
     }
     ways = {name: (kind.run_in, kind.concurrency) for name, kind in kinds.items()}
-    return share_out(ways, totals, settings.workers)
+    blocked = {"thread": lambda: runners.lingering_threads}
+    return share_out(ways, totals, settings.workers, blocked=blocked)
 
 
 def _pool(
@@ -250,6 +246,7 @@ def _pool(
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, Kind],
+    runners: Runners,
 ) -> ConsumerPool:
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
     executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
@@ -257,7 +254,7 @@ def _pool(
     services.worker.on_lost = running.stop
     consumers = [
         Consumer(number, own, services.worker, stream, executor, running)
-        for number, own in enumerate(_places(settings, kinds), 1)
+        for number, own in enumerate(_places(settings, kinds, runners), 1)
     ]
     services.worker.starting_kinds = frozenset(
         name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
@@ -296,7 +293,7 @@ def _pool(
         grace_seconds=settings.grace_seconds,
     )
     services.worker.on_new = pool.reserve
-    metrics.before_scrape(lambda: metrics.set_places(pool.places(), 0))
+    metrics.before_scrape(lambda: metrics.set_places(pool.places(), runners.lingering_threads))
     duties.append(Loop(Watchdog(pool.stalled, metrics)))
     return pool
 

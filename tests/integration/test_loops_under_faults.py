@@ -1,4 +1,4 @@
-"""Every error of every loop comes at once, and for ever: no loop spins, and the process still ends."""
+"""Every error of every loop comes at once, and for ever: no loop spins, and the service ends."""
 
 from __future__ import annotations
 
