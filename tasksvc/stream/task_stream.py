@@ -205,7 +205,7 @@ class TaskStream:
 
     async def read_canceled(self) -> list[str]:
         """The ids of tasks that were canceled anywhere; waits for the first, but not for long."""
-        async with self._answers():
+        async with self._answers(may_be_silent=True):
             try:
                 if self._pubsub is None:
                     self._pubsub = self._readers.pubsub()
@@ -219,6 +219,8 @@ class TaskStream:
             except BaseException:
                 await self._unsubscribe()
                 raise
+        if message is not None:
+            self._mark_up()
         is_ours = message is not None and message["type"] == "message"
         return message["data"].split(",") if is_ours else []
 
@@ -498,8 +500,9 @@ class TaskStream:
         await self._commands.rename(key, f"{key}:wrong-type")
 
     @asynccontextmanager
-    async def _answers(self) -> AsyncIterator[None]:
-        """Translates what Redis may answer, and heals a stream that is gone."""
+    async def _answers(self, *, may_be_silent: bool = False) -> AsyncIterator[None]:
+        """Translates what Redis may answer, and heals a stream that is gone. Where it need not have
+        answered at all, an end without an error does not mean that it is there."""
         try:
             yield
         except ResponseError as error:
@@ -515,7 +518,8 @@ class TaskStream:
             self._mark_down(error)
             raise StreamUnavailable from None  # its text may hold an address
         else:
-            self._mark_up()
+            if not may_be_silent:
+                self._mark_up()
 
     def _mark_up(self) -> None:
         if not self.is_up:

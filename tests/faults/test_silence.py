@@ -96,6 +96,7 @@ async def test_redis_is_silent(
     answers = watch(service, 2 * LEASE_SECONDS, lambda: redis_proxy.connections)
 
     assert answers == {201}
+    assert [each["action"] for each in service.events()].count("redis_down") == 1
     id = service.create('{"seconds": 0}')["id"]
     await eventually(lambda: service.task(id)["status"] == "completed")
     stop_in_time(service)

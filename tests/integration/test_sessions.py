@@ -156,6 +156,14 @@ async def test_options_that_a_pooler_refuses_are_named(postgres: EmbeddedPostgre
     assert raised.value.reason == "unsupported startup parameter: options"
 
 
+async def test_tls_that_is_not_to_be_had_is_named(postgres: EmbeddedPostgres) -> None:
+    with Pooler(socket_of(postgres.url), by_transactions=False) as pooler:
+        with pytest.raises(StoreRefuses) as raised:
+            await migrate(Database(pooler.url("postgres") + "?sslmode=require"))
+
+    assert raised.value.reason == "server does not support SSL, but SSL was required"
+
+
 @pytest.mark.parametrize(
     ("given", "plain", "lease"),
     [
