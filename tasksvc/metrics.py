@@ -208,6 +208,9 @@ class Metrics:
         }
         self._redis_up = self._gauge("tasksvc_redis_up", "1 when Redis answers")
         self._postgres_up = self._gauge("tasksvc_postgres_up", "1 when PostgreSQL answers")
+        self._log_lines_dropped = self._counter(
+            "tasksvc_log_lines_dropped_total", "Lines of the log that were lost: where, and why"
+        )
         self._event_loop_lag_seconds = self._gauge(
             "tasksvc_event_loop_lag_seconds", "How late the event loop was at its last tick"
         )
@@ -287,6 +290,11 @@ class Metrics:
     def before_scrape(self, collect: Callable[[], None]) -> None:
         """Calls the function before each scrape, to bring what it knows up to date."""
         self._collectors.append(collect)
+
+    def set_log_lines_dropped(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """By where they should have gone and why they did not."""
+        for (place, reason), count in counts.items():
+            self._log_lines_dropped.set({"place": place, "reason": reason}, count)
 
     def set_event_loop_lag(self, seconds: float) -> None:
         self._event_loop_lag_seconds.set(_NONE, seconds)

@@ -74,6 +74,14 @@ class ServiceProcess(testing.ServiceProcess):
         super().__init__(folder, {"PYTHONPATH": str(ROOT), **env}, command)
         self.log_path = folder / "logs" / "app.log"
 
+    def wait_until_logged(self, text: str) -> None:
+        """Until both the terminal and the log file have it."""
+        self.wait_for_line(text)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while text not in self.log_path.read_text("utf-8"):
+            assert time.monotonic() < deadline, f"never logged: {text}"
+            time.sleep(0.01)
+
     def events(self) -> list[dict[str, Any]]:
         """The lines of its log file."""
         return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]

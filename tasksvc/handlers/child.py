@@ -41,6 +41,7 @@ def run(
     logs.relay(level, partial(_send_line, sender), task_id=claim.id, attempt=claim.attempt)
     try:
         function: Any = pkgutil.resolve_name(where)
+        logs.keep()  # the module may have configured logging
         send("begun")
         context = SyncContext(
             claim.id,

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args
 
+from tasksvc import logs
 from tasksvc.domain.retry import describe
 from tasksvc.domain.seconds import MAX_SECONDS, to_seconds
 from tasksvc.domain.task import DEFAULT_KIND
@@ -159,6 +160,7 @@ def load(modules: Iterable[str]) -> dict[str, Declared]:
         _collect(found, name, f"TASKSVC_HANDLERS: {name}")
     for entry in entry_points(group=GROUP):
         _collect(found, entry.value, f"Entry point {entry.name}: {entry.value}")
+    logs.keep()  # a module may have configured logging
     return found
 
 

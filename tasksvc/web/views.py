@@ -14,6 +14,7 @@ import structlog
 from aiohttp import hdrs, web
 from multidict import istr
 
+from tasksvc import logs
 from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import FINAL, LIVE, Status, Step
 from tasksvc.metrics import Count
@@ -174,6 +175,7 @@ async def health_ready(request: web.Request) -> Answer:
 async def metrics(request: web.Request) -> Answer:
     """All that is known now. What can't be asked now is left out, rather than told from memory."""
     await request.app[SERVICE].measure()
+    request.app[METRICS].set_log_lines_dropped(logs.dropped_lines())
     body, headers = request.app[METRICS].render(request.headers.getall(hdrs.ACCEPT, []))
     return Answer(body, content_type=headers["Content-Type"])
 

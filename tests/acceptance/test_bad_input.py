@@ -46,7 +46,7 @@ def send(shared_service: ServiceProcess) -> Iterator[Send]:
     well = talk(shared_service.port, request("GET", "/health", f"X-Request-ID: {id}"))
     assert well.json() == {"status": "ok"}
     assert query(url, "SELECT count(*) FROM task") == before
-    shared_service.wait_for_line(id)
+    shared_service.wait_until_logged(id)
     log = shared_service.log_path.read_bytes()[log_start:].decode()
     output = shared_service.output()[output_start:]
     for leak in (CANARY, "Traceback", '"exception"', '"error"'):

@@ -45,6 +45,7 @@ TYPES = {
     "tasksvc_connections_closed_total": COUNTER,
     "tasksvc_redis_up": GAUGE,
     "tasksvc_postgres_up": GAUGE,
+    "tasksvc_log_lines_dropped_total": COUNTER,
     "tasksvc_event_loop_lag_seconds": GAUGE,
     "tasksvc_running": GAUGE,
     "tasksvc_stream_depth": GAUGE,
@@ -58,7 +59,10 @@ TYPES = {
 """The contract's names."""
 
 LABELS = {
-    "reason": {"idle", "refused", "unread"},
+    "reason": {
+        *("idle", "refused", "unread"),  # of closed connections
+        *("full", "failed", "unrenderable", "nested"),  # of lines of the log
+    },
     "run_in": {"loop", "thread", "process"},
     "priority": {"high", "normal", "low"},
     "status": {"pending", "processing", "completed", "failed", "canceled"},
@@ -91,6 +95,7 @@ LABELS = {
     "kind": {"default"},
     "then": {"retried", "failed"},
     "outcome": {"made", "skipped"},
+    "place": {"file", "terminal"},
     "group": {"create", "get", "cancel", "claim", "finish", "progress", "special"},
 }
 """Every value that a label may have, but for `le` and `version`."""

@@ -42,7 +42,7 @@ def port(shared_service: ServiceProcess) -> Iterator[int]:
     well = talk(shared_service.port, request("GET", "/health", f"X-Request-ID: {id}"))
     assert well.json() == {"status": "ok"}
     assert talk(shared_service.port, post(TASK)).status == 201
-    shared_service.wait_for_line(id)
+    shared_service.wait_until_logged(id)
     said = shared_service.log_path.read_bytes()[log_start:].decode()
     said += shared_service.output()[output_start:]
     for leak in (CANARY, "Traceback", '"exception"', '"error"', "[error"):
