@@ -326,8 +326,16 @@ class Session:
         )
 
     async def close(self) -> None:
+        """Closes the connection, and ends what earlier ones left behind if PostgreSQL is there."""
         async with self._turn:
             self._drop()
+            if self._left_behind and self._database.is_up:
+                try:
+                    await self._open()
+                except (psycopg2.Error, OSError, RuntimeError, ServerCanceled, Unfit):
+                    self._database.is_up = False  # the other sessions need not try
+                self._drop()
+                self._left_behind.clear()
 
     async def _run_healing(
         self, query: str | Prepared, parameters: Mapping[str, Any] | None

@@ -157,9 +157,11 @@ async def test_options_that_a_pooler_refuses_are_named(postgres: EmbeddedPostgre
 
 
 async def test_tls_that_is_not_to_be_had_is_named(postgres: EmbeddedPostgres) -> None:
-    with Pooler(socket_of(postgres.url), by_transactions=False) as pooler:
-        with pytest.raises(StoreRefuses) as raised:
-            await migrate(Database(pooler.url("postgres") + "?sslmode=require"))
+    with (
+        Pooler(socket_of(postgres.url), by_transactions=False) as pooler,
+        pytest.raises(StoreRefuses) as raised,
+    ):
+        await migrate(Database(pooler.url("postgres") + "?sslmode=require"))
 
     assert raised.value.reason == "server does not support SSL, but SSL was required"
 
@@ -312,6 +314,21 @@ async def test_what_a_session_gave_up_ends_before_it_goes_on(
         ((second,),) = await session.run("SELECT pg_backend_pid()")
 
         assert backends(empty_url) == [second]
+
+
+async def test_what_a_session_gave_up_ends_when_it_is_closed(
+    empty_url: str, open_session: OpenSession
+) -> None:
+    session = open_session(Database(empty_url))
+    with held_lock(empty_url):
+        await session.run("SET client_connection_check_interval = 0")
+        waiting = asyncio.create_task(session.run(f"SELECT pg_advisory_lock({LOCK})"))
+        await eventually(lambda: query(empty_url, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await session.close()
+
+        await eventually(lambda: backends(empty_url) == [])
 
 
 async def test_backends_that_do_not_end_are_few(empty_url: str, open_session: OpenSession) -> None:
