@@ -7,6 +7,7 @@ import datetime
 import enum
 import json
 import math
+import re
 import sys
 import uuid
 import warnings
@@ -15,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 import pytest
 
 from tasksvc.handlers.results import MAX_DEPTH, MAX_DIGITS, Encoded, ResultRefused, encode
+from tests.harness import ROOT
 
 MAX_BYTES = 1_000_000
 
@@ -220,3 +222,44 @@ def test_what_is_kept_can_be_read() -> None:
     text = encode({"a": 2**70, "b": [1.5, None, "\0"]}, MAX_BYTES)
 
     assert json.loads(text) == {"a": 2**70, "b": [1.5, None, "\0"]}
+
+
+class Named(NamedTuple):
+    x: int
+    y: int
+
+
+class Plain(msgspec.Struct, omit_defaults=True):
+    name: str
+    open: bool | None = None
+
+
+@dataclass
+class Sheet:
+    number: int
+
+
+NAMES = {
+    "Point": Named,
+    "Page": Sheet,
+    "Shop": Plain,
+    "Color": Color,
+    "Decimal": Decimal,
+    "UUID": uuid.UUID,
+    "UTC": datetime.UTC,
+} | {name: getattr(datetime, name) for name in ("date", "datetime", "time", "timedelta")}
+
+ROWS = re.findall(
+    r"^\| `(.+?)`(?: \(.*?\))? \| `(.+)` \|$",
+    (ROOT / "docs/handlers.md").read_text("utf-8").partition("| returned |")[2],
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("returned", "result"), ROWS)
+def test_table_of_the_docs(returned: str, result: str) -> None:
+    assert encode(eval(returned, dict(NAMES)), MAX_BYTES) == result
+
+
+def test_table_of_the_docs_is_read() -> None:
+    assert len(ROWS) == 18
