@@ -64,6 +64,9 @@ WHERE pid = ANY(%(pids)s::int[]) AND application_name = %(name)s
 """
 
 _TRIES = 3
+
+_FEW_ROWS = 10
+"""However large, they may be kept for a while."""
 """A statement is run again after a deadlock or on a connection that turns out to be dead. Each is
 written so that running it again is right."""
 
@@ -386,11 +389,16 @@ class Session:
                 raise Unreadable from None
             raise
         try:
-            return await cursor.fetchall() if cursor.description else []
+            rows = await cursor.fetchall() if cursor.description else []
         except psycopg2.Error:
             raise
         except Exception:
             raise Unreadable from None  # its text holds the value
+        if len(rows) > _FEW_ROWS:
+            # It would keep what it has fetched, up to 30 MB of a page, until the next statement.
+            self._cursor = None
+            cursor.close()
+        return rows
 
     async def _ask(
         self,
@@ -424,12 +432,14 @@ class Session:
         return StoreUnavailable(reason)
 
     async def _open(self) -> aiopg.Cursor:
-        if self._cursor is None or self._is_broken():
+        if self._connection is None or self._is_broken():
             self._drop()
             self._connection = await self._database.connect(self._name, is_bare=self._is_bare)
             self._cursor = await self._connection.cursor()
             if self._left_behind:
                 await self._end_left_behind(self._cursor)
+        if self._cursor is None:
+            self._cursor = await self._connection.cursor()
         return self._cursor
 
     async def _end_left_behind(self, cursor: aiopg.Cursor) -> None:

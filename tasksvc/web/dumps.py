@@ -19,6 +19,15 @@ _Item = TypeVar("_Item")
 
 _PIECE_BYTES = 65_536
 
+_PAGE_BYTES = 8_388_608
+"""Of tasks in one page; a page has one task at least."""
+
+_OTHERS_BYTES = 16_384
+"""All that a task has beside its content and its result, at most."""
+
+_MOST_FOR_A_CHARACTER = 6
+r"""In JSON: `\u0001`."""
+
 _encode = msgspec.json.Encoder().encode
 
 _MOMENTS = [
@@ -39,6 +48,26 @@ def dump_task(task: Task) -> bytes:
 async def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> list[bytes]:
     """Many tasks as JSON, in pieces."""
     return await dump_list("tasks", tasks, dump_task, next_cursor=next_cursor)
+
+
+async def fitting(tasks: Sequence[Task]) -> Sequence[Task]:
+    """The first of the tasks: those that one page has room for."""
+    if sum(map(_weight, tasks)) <= _PAGE_BYTES:
+        return tasks
+    slices = Slices()
+    size = 0
+    for number, task in enumerate(tasks):
+        size += len(dump_task(task))
+        if size > _PAGE_BYTES and number:
+            return tasks[:number]
+        await slices.rest()
+    return tasks
+
+
+def _weight(task: Task) -> int:
+    """The most that the task can take."""
+    result = 0 if task.result is None else memoryview(task.result).nbytes
+    return _OTHERS_BYTES + len(task.content) * _MOST_FOR_A_CHARACTER + result
 
 
 async def dump_attempts(attempts: Sequence[Attempt]) -> list[bytes]:

@@ -22,11 +22,12 @@ from tasksvc.web.answers import Answer
 from tasksvc.web.batches import load_tasks_create
 from tasksvc.web.bodies import read_batch, read_json
 from tasksvc.web.cursors import Cursors
-from tasksvc.web.dumps import dump_attempts, dump_step, dump_task, dump_tasks
+from tasksvc.web.dumps import dump_attempts, dump_step, dump_task, dump_tasks, fitting
 from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 from tasksvc.web.queries import check_no_query, next_link
 from tasksvc.web.schemas import load_search, load_step, load_task_create, load_task_id
+from tasksvc.web.wanted import while_wanted
 
 log = structlog.get_logger(__name__)
 
@@ -128,12 +129,15 @@ async def find_tasks(request: web.Request) -> Answer:
     search = load_search(request)
     cursors = await _cursors(request)
     before = cursors.load(search.filter, search.cursor)
-    page = await request.app[SERVICE].find(search.filter, before, search.limit)
-    if page.next_before is None:
-        return Answer(b"".join(await dump_tasks(page.tasks)))
-    cursor = cursors.dump(search.filter, page.next_before)
+    service = request.app[SERVICE]
+    page = await while_wanted(request, service.find(search.filter, before, search.limit))
+    tasks = await fitting(page.tasks)
+    next_before = page.next_before if len(tasks) == len(page.tasks) else tasks[-1].id
+    if next_before is None:
+        return Answer(b"".join(await dump_tasks(tasks)))
+    cursor = cursors.dump(search.filter, next_before)
     headers = next_link(request, cursor=cursor)
-    return Answer(b"".join(await dump_tasks(page.tasks, cursor)), headers=headers)
+    return Answer(b"".join(await dump_tasks(tasks, cursor)), headers=headers)
 
 
 async def cancel_tasks(request: web.Request) -> Answer:

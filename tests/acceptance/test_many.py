@@ -333,3 +333,14 @@ async def test_only_a_final_task_is_retried(idle: ServiceProcess) -> None:
 @pytest.mark.parametrize("id", [NOBODY, "x"])
 async def test_unknown_task_is_not_retried(idle: ServiceProcess, id: str) -> None:
     assert_problem(talk(idle.port, request("POST", f"/task/{id}/retry")), 404)
+
+
+async def test_page_ends_where_its_tasks_are_large(shared_service: ServiceProcess) -> None:
+    made = [f"{number}" + "\x01" * 40_000 for number in range(40)]  # 240 kB each, as JSON
+    for content in made:
+        shared_service.create(content, queue="large", delay_seconds=3600)
+
+    found = pages(shared_service, "queue=large&limit=100")
+
+    assert [len(page) for page in found] == [34, 6]
+    assert [content for page in found for content in page] == made[::-1]
