@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -15,33 +17,63 @@ import structlog
 
 from tasksvc import __version__, logs
 from tasksvc.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from tasksvc.ending import FAILED, Ending, StopRequested
 from tasksvc.settings import Settings, SettingsError
 
 log = structlog.get_logger("tasksvc")
+
+_STOP_SECONDS = 5.0
+"""For all of the stop but the grace period: then the process is ended hard."""
 
 
 @click.group()
 @click.version_option(__version__, prog_name="tasksvc")
 def main() -> None:
     """A background-task service that cannot lose a task. Settings come from the environment."""
+    _open_standard_streams()
 
 
 @main.command()
 def run() -> None:
     """Serve, consume, or both. Without DATABASE_URL and REDIS_HOST: on private servers."""
-    import uvloop
+    settings = _settings()
+    with Ending(settings.drain_seconds + settings.grace_seconds + _STOP_SECONDS) as ending:
+        with _logging(settings):
+            code = _run(settings, ending)
+        ending.end(code)
 
+
+def _run(settings: Settings, ending: Ending) -> int:
+    """The exit code. Handlers' modules may have started threads: from here on errors are not
+    raised, since the interpreter would wait for the threads."""
+    from tasksvc.app import load_handlers
     from tasksvc.domain.errors import MigrationFailed, StoreRefuses
     from tasksvc.handlers.kinds import HandlersError
     from tasksvc.serve import CannotListen, serve
 
-    with _ready() as settings:
-        try:
-            uvloop.run(serve(settings))
-        except (CannotListen, HandlersError, MigrationFailed) as error:
-            raise click.ClickException(str(error)) from None
-        except StoreRefuses as error:
-            raise click.ClickException(f"DATABASE_URL: {error.reason}.") from None
+    try:
+        declared = load_handlers(settings)
+        with _servers(settings) as settings:
+            serve(settings, ending, declared)
+    except StopRequested:
+        log.info("Stopped", action="stopped")
+    except (CannotListen, EmbeddedError, HandlersError, MigrationFailed) as error:
+        _show(click.ClickException(str(error)))
+        return FAILED
+    except StoreRefuses as error:
+        _show(click.ClickException(f"DATABASE_URL: {error.reason}."))
+        return FAILED
+    except Exception:
+        log.critical("Unexpected", action="failed", exc_info=True)
+        return FAILED
+    return 0
+
+
+def _show(error: click.ClickException) -> None:
+    try:
+        error.show()
+    except (OSError, ValueError):  # a module has closed the stream
+        log.critical(error.message, action="failed")
 
 
 @main.command("migrate")
@@ -53,14 +85,16 @@ def migrate_schema() -> None:
     from tasksvc.domain.errors import MigrationFailed, StoreRefuses, StoreUnavailable, Unavailable
     from tasksvc.store.migrate import migrate
 
-    with _ready(needs_redis=False) as settings:
+    settings = _settings()
+    with _logging(settings):
         try:
-            applied = uvloop.run(migrate(open_database(settings)))
+            with _servers(settings, needs_redis=False) as settings:
+                applied = uvloop.run(migrate(open_database(settings)))
         except StoreRefuses as error:
             raise click.ClickException(f"DATABASE_URL: {error.reason}.") from None
         except StoreUnavailable as error:
             raise click.ClickException(f"{error} Reason: {error.reason}.") from None
-        except (MigrationFailed, Unavailable) as error:
+        except (EmbeddedError, MigrationFailed, Unavailable) as error:
             raise click.ClickException(str(error)) from None
     click.echo("\n".join(applied) if applied else "The schema is up to date.")
 
@@ -94,9 +128,7 @@ def _settings() -> Settings:
 
 
 @contextmanager
-def _ready(*, needs_redis: bool = True) -> Iterator[Settings]:
-    """Settings with both URLs, logging, and the embedded servers where no other is named."""
-    settings = _settings()
+def _logging(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(logs.configured(settings.log_level, settings.log_file_path))
@@ -104,6 +136,16 @@ def _ready(*, needs_redis: bool = True) -> Iterator[Settings]:
             raise click.ClickException(f"LOG_FILE_PATH: {error.strerror}.") from None
         for warning in settings.warnings:
             log.warning(warning, action="settings")
+        yield
+
+
+@contextmanager
+def _servers(settings: Settings, *, needs_redis: bool = True) -> Iterator[Settings]:
+    """Settings with both URLs: the embedded servers run where no other is named.
+
+    Raises EmbeddedError.
+    """
+    with ExitStack() as stack:
         if needs_redis and (settings.database_url is None) != (settings.redis_url is None):
             # Right on a laptop; elsewhere it is a variable that was forgotten.
             missing, server = (
@@ -115,22 +157,31 @@ def _ready(*, needs_redis: bool = True) -> Iterator[Settings]:
                 f"{missing} is not set: starts a private {server}, which no other process shares",
                 action="private_server",
             )
-        try:
-            if settings.database_url is None:
-                postgres = EmbeddedPostgres(
-                    settings.state_dir, bin_dir=settings.pg_bin, announce=_announce
-                )
-                stack.enter_context(postgres)
-                settings = dataclasses.replace(settings, database_url=postgres.url)
-            if settings.redis_url is None and needs_redis:
-                redis = EmbeddedRedis(
-                    settings.state_dir, server=settings.redis_server, announce=_announce
-                )
-                stack.enter_context(redis)
-                settings = dataclasses.replace(settings, redis_url=redis.url)
-        except EmbeddedError as error:
-            raise click.ClickException(str(error)) from None
+        if settings.database_url is None:
+            postgres = EmbeddedPostgres(
+                settings.state_dir, bin_dir=settings.pg_bin, announce=_announce
+            )
+            stack.enter_context(postgres)
+            settings = dataclasses.replace(settings, database_url=postgres.url)
+        if settings.redis_url is None and needs_redis:
+            redis = EmbeddedRedis(
+                settings.state_dir, server=settings.redis_server, announce=_announce
+            )
+            stack.enter_context(redis)
+            settings = dataclasses.replace(settings, redis_url=redis.url)
         yield settings
+
+
+def _open_standard_streams() -> None:
+    """Some daemons are started with closed streams. Without this their numbers would go to files
+    and connections, and whatever writes to a standard stream would write into those."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
 
 
 def _announce(text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,17 +64,39 @@ _SAYS_EVERY_SECONDS = 10.0
 """Why the start waits for PostgreSQL."""
 
 
-def create_app(settings: Settings, handler: Handler | None = None) -> web.Application:
-    """The whole service. `settings` has both URLs; `handler` is what tasks without a kind do.
+def load_handlers(settings: Settings) -> dict[str, Declared]:
+    """Imports the handlers. Call it before anything is started that an error would leave behind,
+    and outside the event loop: a module may use asyncio when it is imported.
+
+    Modules in the current folder are found, as by `python -m`, unless Python runs with
+    PYTHONSAFEPATH.
 
     Raises HandlersError.
     """
+    folder = os.getcwd()
+    if settings.handlers and not sys.flags.safe_path and folder not in sys.path:
+        sys.path.insert(0, folder)
     declared = load(settings.handlers)
+    if settings.http_allow and http.KIND in declared:
+        raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
+    return declared
+
+
+def create_app(
+    settings: Settings,
+    handler: Handler | None = None,
+    declared: Mapping[str, Declared] | None = None,
+) -> web.Application:
+    """Makes the whole service. `settings` has both URLs, `handler` does the tasks without a kind,
+    `declared` is what `load_handlers` found; None loads them here.
+
+    Raises HandlersError.
+    """
+    if declared is None:
+        declared = load_handlers(settings)
     metrics = Metrics(__version__)
     database = open_database(settings)
     delivery = _delivery(settings)
-    if delivery is not None and http.KIND in declared:
-        raise HandlersError(f"TASKSVC_HANDLERS: the kind {http.KIND!r} has a handler already.")
     attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()}
     if delivery is not None:
         attempts[http.KIND] = None

@@ -1,23 +1,23 @@
-"""The life of the process: from its start, over its signals, to its end."""
+"""The life of the service in its event loop, from the start to the stop."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import gc
-import itertools
-import os
-import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
 import structlog
+import uvloop
 from aiohttp import web
 
 from tasksvc import __version__
 from tasksvc.app import POOL, create_app
+from tasksvc.ending import Ending
 from tasksvc.handlers import Handler
+from tasksvc.handlers.kinds import Declared
 from tasksvc.settings import Settings
 from tasksvc.web.keys import HEALTH
 from tasksvc.web.server import Runner
@@ -35,32 +35,98 @@ class CannotListen(Exception):
     """One line that names the variables."""
 
 
-async def serve(settings: Settings, handler: Handler | None = None) -> None:
-    """From start to stop. SIGTERM or SIGINT stops with grace, a second cuts the grace short, a
-    third ends the process where it stands.
+def serve(
+    settings: Settings,
+    ending: Ending,
+    declared: Mapping[str, Declared],
+    handler: Handler | None = None,
+) -> None:
+    """Runs the service from its start until a signal ends it.
 
-    Raises CannotListen.
+    The first signal stops with grace, a second one cuts the grace short. `settings` has both URLs,
+    `declared` is what `load_handlers` found, `handler` does the tasks without a kind. What is left
+    in the event loop then is not awaited: the caller ends the process.
+
+    Raises CannotListen and MigrationFailed.
     """
-    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
-    app = create_app(settings, handler)
-    stopping = _on_signals(app)
+    loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    loop.run(_serve(settings, ending, create_app(settings, handler, declared)))
+
+
+async def _serve(settings: Settings, ending: Ending, app: web.Application) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_loop_error)
+    stop = _Stop(app, settings)
+    ending.tell(lambda number: loop.call_soon_threadsafe(stop.take_signal, number))
     runner = Runner(app, keepalive_seconds=settings.keepalive_seconds)
     try:
-        await _unless(stopping, runner.setup())
-        if not stopping.is_set() and settings.http != "off":
-            await _listen(runner, settings)
-        if not stopping.is_set():
+        await _unless(stop.is_asked, runner.setup())
+        urls = []
+        if not stop.is_asked.is_set() and settings.http != "off":
+            urls = await _listen(runner, settings)
+        if not stop.is_asked.is_set():
             _calm_the_collector()
             _give_memory_back()
-            log.info("Ready", action="ready", workers=settings.workers, version=__version__)
-        await stopping.wait()
-        log.info("Stopping", action="stopping", grace_seconds=settings.grace_seconds)
+            # The last line of the start, and the only one with the URL.
+            log.info(
+                f"Ready on {' and '.join(urls)}" if urls else "Ready",
+                action="ready",
+                workers=settings.workers,
+                version=__version__,
+            )
+        await stop.is_asked.wait()
+        await stop.drain()
         # Health tells it, and reads are answered, while what runs may end.
         app[HEALTH].is_stopping = True
         await app[POOL].stop()
     finally:
         await runner.cleanup()
+    ending.is_in_order()
     log.info("Stopped", action="stopped")
+
+
+class _Stop:
+    """What the signals ask for."""
+
+    def __init__(self, app: web.Application, settings: Settings) -> None:
+        self.is_asked = asyncio.Event()
+        self._is_hurried = asyncio.Event()
+        self._app = app
+        self._settings = settings
+
+    def take_signal(self, number: int) -> None:
+        """The second one cuts short whatever is waited for."""
+        if number == 1:
+            self._say()
+            self.is_asked.set()
+        else:
+            self._is_hurried.set()
+            self._app[POOL].hurry()
+
+    async def drain(self) -> None:
+        """Serves on with readiness off, until a balancer sends nothing more."""
+        self._app[HEALTH].is_draining = True
+        if self._settings.drain_seconds and not self._is_hurried.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain_seconds):
+                    await self._is_hurried.wait()
+
+    def _say(self) -> None:
+        settings, count = self._settings, self._app[POOL].running_count
+        waits = []
+        if settings.drain_seconds:
+            waits.append(f"serves on for {settings.drain_seconds:g} s")
+        if count:
+            tasks = "1 running task" if count == 1 else f"{count} running tasks"
+            waits.append(f"waits up to {settings.grace_seconds:g} s for {tasks}")
+        hint = "; a second signal or Ctrl-C cuts that short, a third ends the process at once"
+        log.info(
+            f"Stopping: {', then '.join(waits)}{hint}" if waits else "Stopping",
+            action="stopping",
+            running=count,
+            drain_seconds=settings.drain_seconds,
+            grace_seconds=settings.grace_seconds,
+        )
 
 
 def _calm_the_collector() -> None:
@@ -89,24 +155,6 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
     )
 
 
-def _on_signals(app: web.Application) -> asyncio.Event:
-    stopping = asyncio.Event()
-    count = itertools.count(1)
-
-    def stop() -> None:
-        match next(count):
-            case 1:
-                stopping.set()
-            case 2:
-                app[POOL].hurry()
-            case _:
-                os._exit(1)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    return stopping
-
-
 async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Does the work, or gives it up when it is time to stop."""
     working = asyncio.create_task(work)
@@ -119,13 +167,15 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         raise results[0]
 
 
-async def _listen(runner: Runner, settings: Settings) -> None:
+async def _listen(runner: Runner, settings: Settings) -> list[str]:
+    """The URLs that it listens on."""
     try:
         await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
     except OSError as error:
         raise CannotListen(
             f"HOST, PORT: can't listen on {settings.host}:{settings.port}: {error.strerror}."
         ) from None
-    for host, port, *_ in runner.addresses:
-        shown = f"[{host}]" if ":" in host else host
-        log.info(f"Serving on http://{shown}:{port}", action="serving")
+    return [
+        f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        for host, port, *_ in runner.addresses
+    ]

@@ -128,6 +128,8 @@ class Settings:
     relay_seconds: float
     lost_margin_seconds: float
     """How much older than what waits in the stream a publication must be to count as lost."""
+    drain_seconds: float
+    """How long requests are answered after a signal, with readiness off."""
     grace_seconds: float
     statement_timeout_seconds: float
     stream_max_entries: int
@@ -241,6 +243,7 @@ def _read(env: _NotingEnv) -> dict[str, Any]:
         ),
         "relay_seconds": env.float("TASKSVC_RELAY_SECONDS", 3.0, validate=positive),
         "lost_margin_seconds": env.float("TASKSVC_LOST_MARGIN_SECONDS", 5.0, validate=not_negative),
+        "drain_seconds": env.float("TASKSVC_DRAIN_SECONDS", 0.0, validate=not_negative),
         "grace_seconds": env.float("TASKSVC_GRACE_SECONDS", 20.0, validate=not_negative),
         # Bounds.
         # PostgreSQL counts it in milliseconds, and takes 0 for no limit.

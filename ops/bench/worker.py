@@ -10,10 +10,9 @@ import os
 import socket
 import time
 
-import uvloop
-
 from tasksvc import logs
 from tasksvc.domain.task import Claim
+from tasksvc.ending import Ending
 from tasksvc.handlers import Handler
 from tasksvc.serve import serve
 from tasksvc.settings import Settings
@@ -32,8 +31,10 @@ def telling(port: int) -> Handler:
 
 def main() -> None:
     settings = Settings.from_env()
-    with logs.configured(settings.log_level, settings.log_file_path):
-        uvloop.run(serve(settings, telling(int(os.environ["STARTS_PORT"]))))
+    with Ending(settings.grace_seconds + 5.0) as ending:
+        with logs.configured(settings.log_level, settings.log_file_path):
+            serve(settings, ending, {}, telling(int(os.environ["STARTS_PORT"])))
+        ending.end(0)
 
 
 if __name__ == "__main__":

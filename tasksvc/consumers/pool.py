@@ -87,6 +87,11 @@ class ConsumerPool:
         for consumer in self._consumers:
             consumer.wake()
 
+    @property
+    def running_count(self) -> int:
+        """How many handlers run."""
+        return len(self._running)
+
     def reserve(self, count: int) -> Take | None:
         """Places for tasks that are about to be created, of a consumer that waits for any."""
         for consumer in self._consumers:

@@ -179,7 +179,7 @@ def _import(name: str, source: str) -> Any:
         return import_module(name)
     except HandlersError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a module does
         told = describe(error, attempt=0)
         reason = " ".join(told["message"].split())
         raise HandlersError(f"{source} can't be imported: {told['type']}: {reason}") from error

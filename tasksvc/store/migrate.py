@@ -54,7 +54,7 @@ async def migrate(database: Database) -> list[str]:
     """
     patient = database.patient(MIGRATION_SECONDS)
     session = patient.session("migrate")
-    applied = []
+    applied: list[str] = []
     try:
         await check_pooler(patient)
         await check_database(patient, session)
@@ -64,11 +64,14 @@ async def migrate(database: Database) -> list[str]:
         migrations = _migrations()
         for name, text in migrations:
             if (name,) not in done and await _apply(session, name, text):
-                log.info("Migration applied", action="migrated", migration=name)
                 applied.append(name)
         await check_rights(session, _tables(text for _, text in migrations))
         return applied
     finally:
+        if applied:
+            log.info(
+                "Schema brought up to date", action="migrated", count=len(applied), last=applied[-1]
+            )
         await session.close()
 
 

@@ -25,11 +25,13 @@ class Health:
         self._is_stream_up = is_stream_up
         self._stalled_loops = stalled_loops
         self._failing_loops = failing_loops
+        self.is_draining = False
+        """Requests are answered, and are to be sent elsewhere."""
         self.is_stopping = False
 
     async def is_ready(self) -> bool:
-        """PostgreSQL answers, and the process is not stopping."""
-        return not self.is_stopping and await self._ask_store()
+        """PostgreSQL answers, and the process is not about to stop."""
+        return not self._is_leaving and await self._ask_store()
 
     def is_live(self) -> bool:
         """Every loop comes round."""
@@ -38,7 +40,7 @@ class Health:
     async def problems(self) -> list[str]:
         """What keeps the service from serving."""
         found = []
-        if self.is_stopping:
+        if self._is_leaving:
             found.append("stopping")
         if not await self._ask_store():
             found.append("postgres")
@@ -47,6 +49,10 @@ class Health:
     def degraded(self) -> list[str]:
         """What is away without keeping the service from serving."""
         return [] if self._is_stream_up() else ["redis"]
+
+    @property
+    def _is_leaving(self) -> bool:
+        return self.is_draining or self.is_stopping
 
     async def _ask_store(self) -> bool:
         try:

@@ -220,7 +220,7 @@ async def test_one_process_serves_only_and_another_consumes_only(start_service: 
     assert front.metric("task_processing_success_count") == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", back.port))
-    assert "Serving" not in back.output()
+    assert "http://" not in back.output()
     assert back.stop() == 0
 
 
@@ -230,7 +230,7 @@ async def test_http_ops_has_no_tasks_and_port_0_takes_any(
     service = ServiceProcess(tmp_path, environment | {"TASKSVC_HTTP": "ops", "PORT": "0"})
     service.start()
     try:
-        found = re.search(r"Serving on (http://127\.0\.0\.1:\d+)", service.output())
+        found = re.search(r"Ready on (http://127\.0\.0\.1:\d+)", service.output())
         assert found
         service.url = found[1]
 
@@ -238,6 +238,85 @@ async def test_http_ops_has_no_tasks_and_port_0_takes_any(
             assert service.get(path)[0] == 200
         assert service.request("POST", "/task", b"{}")[0] == 404
         assert service.get("/task/00000000-0000-4000-8000-000000000000")[0] == 404
+    finally:
+        service.end()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+        (
+            "import threading; threading.Thread(target=threading.Event().wait).start(); 1 / 0",
+            "Zero",
+        ),
+    ],
+)
+def test_handlers_that_are_not_imported_end_the_start_before_a_server(
+    tasksvc: Tasksvc, tmp_path: Path, code: str, reason: str
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+
+    done = tasksvc("run", TASKSVC_HANDLERS="broken", DATABASE_URL="", REDIS_URL="")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: TASKSVC_HANDLERS: broken can't be imported: {reason}")
+    assert not (tmp_path / ".tasksvc").exists()
+
+
+async def test_modules_may_use_asyncio_when_they_are_imported(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "early.py").write_text(
+        "import asyncio\n"
+        "from tasksvc import handler\n"
+        "VALUE = asyncio.run(asyncio.sleep(0, 5))\n"
+        "@handler('early')\n"
+        "async def early(content, ctx):\n"
+        "    return VALUE\n"
+    )
+    service = ServiceProcess(tmp_path, environment | {"TASKSVC_HANDLERS": "early"})
+    service.start()
+    try:
+        id = service.create(kind="early")["id"]
+        await eventually(lambda: service.task(id)["status"] == "completed")
+        assert service.task(id)["result"] == 5
+    finally:
+        service.end()
+
+
+async def test_service_runs_with_closed_standard_streams(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["sh", "-c", f"exec {sys.executable} -m tasksvc run <&- >&- 2>&-"]
+    service = ServiceProcess(tmp_path, environment, command)
+    service.spawn()
+    try:
+        await eventually(
+            lambda: service.log_path.exists() and "Ready" in service.log_path.read_text()
+        )
+        id = service.create()["id"]
+        await eventually(lambda: service.task(id)["status"] == "completed")
+        assert service.stop() == 0
+        assert service.output() == ""
+    finally:
+        service.end()
+
+
+async def test_start_says_little_and_the_url_last(tmp_path: Path, free_port: int) -> None:
+    service = ServiceProcess(
+        tmp_path, clean_environment(PORT=free_port, TASK_CONSUMER_WORKERS=0, LOG_LEVEL="info")
+    )
+    service.start()
+    try:
+        lines = service.output().splitlines()
+        assert f"Ready on {service.url}" in lines[-1]
+        assert sum("action=migrated" in line for line in lines) == 1
+        assert len(lines) <= 12
+        assert service.stop() == 0
     finally:
         service.end()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasksvc.settings import Settings
@@ -43,23 +45,30 @@ def test_first_task_goes_as_it_is_shown(start_service: Callable[..., ServiceProc
         assert task["status"] in {expected["status"], "pending"}
 
 
-async def test_handler_goes_as_it_is_shown(
-    start_service: Callable[..., ServiceProcess], tmp_path: Path
-) -> None:
+async def test_handler_goes_as_it_is_shown(environment: dict[str, str], tmp_path: Path) -> None:
+    """In the folder that the module is in, with the command of the package and no other path."""
     write_python_of_the_readme(tmp_path)
-    service = start_service(TASKSVC_HANDLERS="shop.tasks", PYTHONPATH=f"{ROOT}:{tmp_path}")
     (commands,) = re.findall(
         r"```sh\n(.*?)```", README.partition("## Tasks of your own")[2], re.DOTALL
     )
-    command = commands.splitlines()[1].replace("http://127.0.0.1:8000", service.url)
-
-    answer = await asyncio.to_thread(
-        subprocess.run, shlex.split(command), capture_output=True, check=True, text=True
-    )
-
-    id = json.loads(answer.stdout)["id"]
-    await eventually(lambda: service.task(id)["status"] == "completed")
-    assert service.task(id)["result"] == {"width": 200}
+    run, create = commands.splitlines()
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = environment | {"PATH": programs, "PYTHONPATH": ""}
+    service = ServiceProcess(tmp_path, env, ["sh", "-c", run])
+    service.start()
+    try:
+        command = create.replace("http://127.0.0.1:8000", service.url)
+        answer = await asyncio.to_thread(
+            subprocess.run, shlex.split(command), capture_output=True, check=True, text=True
+        )
+        id = json.loads(answer.stdout)["id"]
+        await eventually(lambda: service.task(id)["status"] == "completed")
+        assert service.task(id)["result"] == {"width": 200}
+        for process in psutil.Process(service.process.pid).children():
+            process.terminate()  # the shell passes nothing on
+        assert service.process.wait(10) == 0
+    finally:
+        service.end()
 
 
 def test_tests_go_as_they_are_shown(tmp_path: Path) -> None:

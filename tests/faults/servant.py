@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
-import uvloop
-
 from tasksvc import logs, service
+from tasksvc.app import load_handlers
 from tasksvc.domain.task import Claim
+from tasksvc.ending import Ending
 from tasksvc.serve import serve
 from tasksvc.settings import Settings
 from tasksvc.store.schedule_store import ScheduleStore
@@ -81,9 +80,10 @@ def main() -> None:
     if name := os.environ.get("FAILPOINT"):
         arm(name, int(os.environ.get("FAILPOINT_AT", "1")))
     settings = Settings.from_env()
-    run: Callable[..., None] = uvloop.run
-    with logs.configured(settings.log_level, settings.log_file_path):
-        run(serve(settings, handle))
+    with Ending(settings.grace_seconds + 5.0) as ending:
+        with logs.configured(settings.log_level, settings.log_file_path):
+            serve(settings, ending, load_handlers(settings), handle)
+        ending.end(0)
 
 
 if __name__ == "__main__":
