@@ -33,7 +33,7 @@ from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.handlers import Handler, http
 from tasksvc.handlers.http import HttpDelivery
-from tasksvc.handlers.kinds import HandlersError, Kind, load
+from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics

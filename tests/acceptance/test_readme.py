@@ -103,7 +103,7 @@ def test_table_of_the_environment_has_every_variable_with_its_default() -> None:
 
     assert set(table) == set(read)
     for name, default in table.items():
-        if default.startswith("`"):
+        if default.startswith("`") and default.endswith("`"):
             assert default.strip("`") == str(ast.literal_eval(read[name])), name
 
 
