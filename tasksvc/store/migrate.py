@@ -70,7 +70,9 @@ async def migrate(database: Database) -> list[str]:
     finally:
         if applied:
             log.info(
-                "Schema brought up to date", action="migrated", count=len(applied), last=applied[-1]
+                f"Migrations applied: {len(applied)}, the last one is {applied[-1]}",
+                action="migrated",
+                migrations=applied,
             )
         await session.close()
 

@@ -314,7 +314,7 @@ async def test_start_says_little_and_the_url_last(tmp_path: Path, free_port: int
     try:
         lines = service.output().splitlines()
         assert f"Ready on {service.url}" in lines[-1]
-        assert sum("action=migrated" in line for line in lines) == 1
+        assert sum("Migrations applied" in line for line in lines) == 1
         assert len(lines) <= 12
         assert service.stop() == 0
     finally:

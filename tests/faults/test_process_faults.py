@@ -109,7 +109,7 @@ async def test_two_processes_that_start_at_the_same_moment_on_an_empty_database(
     assert len(query(own_postgres.url, "SELECT id FROM worker")) == 4
     output = "".join(service.output() for service in services)
     assert "Traceback" not in output
-    applied = [int(count) for count in re.findall(r"action=migrated count=(\d+)", output)]
+    applied = [int(count) for count in re.findall(r"Migrations applied: (\d+)", output)]
     assert sum(applied) == len(list((ROOT / "migrations").glob("*.sql")))
 
 
