@@ -239,14 +239,17 @@ def _services(
 
 
 def _delivery(settings: Settings) -> HttpDelivery | None:
-    """None where no host is allowed: the kind is not served then."""
+    """None where no host is allowed: the kind is not served then. Raises HandlersError."""
     if not settings.http_allow:
         return None
-    return HttpDelivery(
-        settings.http_allow,
-        allows_private=settings.http_allow_private,
-        max_answer_bytes=settings.max_result_bytes,
-    )
+    try:
+        return HttpDelivery(
+            settings.http_allow,
+            allows_private=settings.http_allow_private,
+            max_answer_bytes=settings.max_result_bytes,
+        )
+    except ValueError as error:
+        raise HandlersError(f"TASKSVC_HTTP_ALLOW: {error}") from None
 
 
 def _places(settings: Settings, kinds: Mapping[str, Kind], runners: Runners) -> Sequence[Places]:
