@@ -226,6 +226,11 @@ class WorkerService:
         try:
             found = await self._claims.join_all(wanted)
             claims = [claim for claim in found if isinstance(claim, Claim)]
+            await self._fail_unreadable(
+                id
+                for id, claim in zip(wanted, found, strict=True)
+                if isinstance(claim, TaskServiceError)
+            )
         except BaseException:
             self._doubtful.update(wanted)
             raise
@@ -234,6 +239,13 @@ class WorkerService:
                 self._held.pop(id, None)
             self._keep(claims)
         return claims
+
+    async def _fail_unreadable(self, ids: Iterable[str]) -> None:
+        """Those that PostgreSQL can't read. They would be claimed again and again."""
+        ids = list(ids)
+        if ids and self.id is not None:
+            log.error("Unreadable", action="unreadable", task_ids=ids)
+            await self._store.fail_unreadable_tasks(self.id, ids)
 
     @contextmanager
     def taking(self, tasks: Sequence[NewTask]) -> Iterator[Taking]:

@@ -261,6 +261,10 @@ class TaskStore(Store):
         )
         return [Claim(*row) for row in rows]
 
+    async def fail_unreadable_tasks(self, worker_id: str, ids: Sequence[str]) -> None:
+        """Those that the worker can't claim, or has claimed, since they can't be read."""
+        await self._run("claim", "fail_unreadable_tasks", worker_id=worker_id, ids=plain_array(ids))
+
     async def unpublish_refused_tasks(self, worker_id: str, ids: Sequence[str]) -> int:
         """Those of kinds that the worker does not serve, or of queues; how many."""
         rows = await self._run(

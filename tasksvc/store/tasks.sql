@@ -399,6 +399,20 @@ RETURNING task.id, attempt, failures, max_attempts, content, traceparent,
     extract(epoch FROM clock_timestamp() - due_at)::float8, timeout_seconds, kind, priority, is_limited,
     retry_base_seconds, retry_max_seconds;
 
+-- fail_unreadable_tasks --
+-- pending | processing -> failed: what a worker claims, and can't be read. It is charged, though no handler has run: it would
+-- be claimed for ever.
+UPDATE task SET
+    status = 'failed', worker_id = NULL, attempt = attempt + CASE status WHEN 'pending' THEN 1 ELSE 0 END,
+    failures = failures + 1, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
+    error = jsonb_build_object('type', 'Unreadable', 'message', 'PostgreSQL can''t read it.',
+        'attempt', attempt + CASE status WHEN 'pending' THEN 1 ELSE 0 END)
+WHERE id IN (
+    SELECT id FROM task
+    WHERE id = ANY(%(ids)s::uuid[]) AND (status = 'pending' OR status = 'processing' AND worker_id = %(worker_id)s::uuid)
+    ORDER BY id FOR UPDATE
+);
+
 -- unpublish_refused_tasks --
 -- pending stays pending: a worker was told of tasks of kinds that it does not serve, or of queues that let none start. The
 -- relay tells somebody when it is time.

@@ -96,6 +96,7 @@ async def live(store: TaskStore) -> None:
     await store.publish_due_tasks(ago(60), 100)
     await store.find_due_tasks(10)
     await store.claim_tasks(worker_id, ids[:100])
+    await store.fail_unreadable_tasks(worker_id, ids[190:])
     await store.unpublish_refused_tasks(worker_id, ids[100:150])
     await store.keep_progress([Progress(id, 1, 0.5, "half") for id in ids[:50]])
     await store.find_kinds(["default"])

@@ -358,6 +358,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "unpublish_refused_tasks": ("w", []),
         "keep_progress": ([],),
         "find_kinds": ([],),
+        "fail_unreadable_tasks": ("w", []),
         "get_secret": (),
         "forget_kinds": (1,),
         "claim_tasks": ("w", []),

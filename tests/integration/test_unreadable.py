@@ -76,3 +76,34 @@ async def test_unreadable_task_is_canceled_all_the_same(worker: Worker, database
     for id in (ids[0], ids[2]):
         with pytest.raises(TaskIsFinal):
             await worker.tasks.cancel(id)
+
+
+# As a damaged page would be: it can't be claimed.
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'invalid page' USING ERRCODE = 'data_corrupted';
+END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON task FOR EACH ROW
+WHEN (NEW.content = 'bad' AND NEW.status = 'processing') EXECUTE FUNCTION refuse();
+"""
+
+
+async def test_claim_that_cannot_be_read_fails_its_task_and_no_other(
+    worker: Worker, database_url: str
+) -> None:
+    query(database_url, REFUSE)
+    contents = ["a", "bad", "b", "bad", "c"]
+    ids = [(await worker.create(content)).id for content in contents]
+    claims = await worker.service.claim(ids)
+
+    assert [claim.content for claim in claims] == ["a", "b", "c"]
+    assert await worker.service.claim(ids) == []
+    bad = await worker.tasks.get(ids[1])
+    assert bad.status is Status.FAILED
+    assert bad.error == {
+        "type": "Unreadable",
+        "message": "PostgreSQL can't read it.",
+        "attempt": 1,
+    }
+    assert query(database_url, "SELECT DISTINCT failures FROM task ORDER BY 1") == [(0,), (1,)]
