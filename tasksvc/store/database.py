@@ -63,10 +63,10 @@ SELECT pid, pg_terminate_backend(pid, %(milliseconds)s) FROM pg_stat_activity
 WHERE pid = ANY(%(pids)s::int[]) AND application_name = %(name)s
 """
 
-_TRIES = 3
-
 _FEW_ROWS = 10
 """However large, they may be kept for a while."""
+
+_TRIES = 3
 """A statement is run again after a deadlock or on a connection that turns out to be dead. Each is
 written so that running it again is right."""
 

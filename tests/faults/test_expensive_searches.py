@@ -26,7 +26,7 @@ FILL = """
 INSERT INTO task (id, content, max_attempts, due_at)
 SELECT (lpad(to_hex((1000 * extract(epoch FROM now() - interval '1 day'))::bigint + n), 12, '0')
     || '7' || lpad(to_hex(n), 19, '0'))::uuid, 'x', 3, now() + interval '1 day'
-FROM generate_series(1, 200000) AS n
+FROM generate_series(1, 60000) AS n
 """
 SEARCH = request("GET", "/tasks?status=completed&kind=default")
 STEP = request("POST", "/tasks/retry", JSON, body=b'{"filter": {"status": "completed"}}')
