@@ -382,7 +382,7 @@ async def test_progress_that_cannot_be_kept_fails_no_run(
 
     await worker.service.report(claim, 7, "done \0 \ud83d")
 
-    kept = {"fraction": 1.0, "message": "done \0 ?"}
+    kept = {"fraction": 1.0, "message": "done  ?"}
     assert (await worker.tasks.get(task.id)).progress == kept
 
 

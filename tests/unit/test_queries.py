@@ -48,7 +48,7 @@ def test_each_query_is_asked_for_by_the_method_of_its_name_alone(file: str, stor
     asked = [
         (method.partition("(")[0], name)
         for method in methods
-        for name in re.findall(r'_run\(\s*"\w+",\s*"(\w+)"', method)
+        for name in re.findall(r'_run\(\s*[^,]+,\s*"(\w+)"', method)
     ]
 
     assert sorted(asked) == sorted((name, name) for name in queries.load(file))
