@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from http import HTTPStatus
+from traceback import clear_frames
 
 import structlog
 import uuid_utils
@@ -44,6 +45,9 @@ _is_logged = logging.getLogger(__name__).isEnabledFor
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
+_MAX_CHAIN = 10
+"""Errors that an error may come of."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -58,9 +62,21 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
     except Exception as error:
         response = _problem(error).response()
+        _forget(error)
     response.headers[X_REQUEST_ID] = request_id
     _observe(request, response.status, time.perf_counter() - started)
     return response
+
+
+def _forget(error: BaseException | None) -> None:
+    """Empties the frames that the error came through. Where one of them, or what it had, has the
+    error too, each would keep the other, and with them the body: the collector, which looks for
+    that, counts objects and not bytes, and comes too late."""
+    for _ in range(_MAX_CHAIN):
+        if error is None:
+            break
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _problem(error: Exception) -> Problem:

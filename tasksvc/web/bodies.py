@@ -50,10 +50,8 @@ async def _read_json(request: web.Request, max_bytes: int, variable: str) -> byt
         raise Problem(
             HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
         ) from None
-    except (ConnectionError, HttpProcessingError, web.RequestPayloadError) as error:
-        # The client went away half way, or its chunks are none. The request has the error, and the
-        # error's traceback would have the request, and all of the body that came.
-        error.__traceback__ = None
+    except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
+        # The client went away half way, or its chunks are none.
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
     except web.HTTPRequestEntityTooLarge:
         raise Problem(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import resource
+from contextlib import suppress
 
 import pytest
 
@@ -164,3 +167,22 @@ def test_process_is_measured(metrics: Metrics) -> None:
     assert value(metrics, "process_max_fds") > value(metrics, "process_open_fds")
     assert value(metrics, "process_cpu_seconds_total") > 0
     assert value(metrics, "process_start_time_seconds") > 1.7e9
+
+
+def test_without_a_file_descriptor_all_are_known_to_be_in_use(metrics: Metrics) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        shown = lines(metrics)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert "process_open_fds 200" in shown
+    assert "process_max_fds 200" in shown
+    assert "tasksvc_connections 0" in shown

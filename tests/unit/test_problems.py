@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from aiohttp import web
@@ -57,6 +59,24 @@ def every_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "tasksvc")
 
 
+class Kept:
+    """Something that a request has, such as its body."""
+
+
+kept: WeakSet[Kept] = WeakSet()
+
+
+async def keep(request: web.Request) -> web.Response:
+    """Fails with an error that its own frame has too, as those of marshmallow do."""
+    own = Kept()
+    kept.add(own)
+    error = ValueError()
+    try:
+        raise error
+    except ValueError:
+        raise unavailable("x") from None
+
+
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     """Of a server whose route /{name} raises the error of that name."""
@@ -75,6 +95,7 @@ async def port() -> AsyncIterator[int]:
         max_buffer_bytes=10_000,
     )
     app.router.add_get("/{name}", fail)
+    app.router.add_post("/keep", keep)
     runner = Runner(app, keepalive_seconds=10)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -139,3 +160,13 @@ def test_body_has_the_members_of_rfc_9457_first() -> None:
     assert problem.body() == (
         b'{"type":"about:blank","title":"Not Found","status":404,"detail":"Nothing.","errors":[]}'
     )
+
+
+async def test_error_keeps_nothing_of_its_request(port: int) -> None:
+    gc.disable()
+    try:
+        answer = await asyncio.to_thread(talk, port, request("POST", "/keep"))
+        assert_problem(answer, 503)
+        assert not kept
+    finally:
+        gc.enable()
