@@ -120,7 +120,7 @@ async def find_schedules(request: web.Request) -> Answer:
     schedules = await request.app[SCHEDULES].find(search.get("after", ""), limit + 1)
     page = schedules[:limit]
     headers = next_link(request, after=page[-1].name) if len(schedules) > limit else {}
-    return Answer(b"".join(await dump_list("schedules", page, _dump)), headers=headers)
+    return Answer(await dump_list("schedules", page, _dump), headers=headers)
 
 
 async def delete_schedule(request: web.Request) -> Answer:

@@ -85,7 +85,7 @@ async def get_attempts(request: web.Request) -> Answer:
     """The history of a task."""
     check_no_query(request)
     id = load_task_id(request.match_info["task_id"])
-    return Answer(b"".join(await dump_attempts(await request.app[SERVICE].get_attempts(id))))
+    return Answer(await dump_attempts(await request.app[SERVICE].get_attempts(id)))
 
 
 async def cancel_task(request: web.Request) -> Answer:
@@ -121,7 +121,7 @@ async def create_tasks(request: web.Request) -> Answer:
                     raise wrong_shape([{"pointer": pointer, "detail": str(error)}]) from None
         tasks = await service.create_many(orders)
     request.app[METRICS].task_create_successes.add(len(tasks))
-    return Answer(b"".join(await dump_tasks(tasks)), status=201)
+    return Answer(await dump_tasks(tasks), status=201)
 
 
 async def find_tasks(request: web.Request) -> Answer:
@@ -134,10 +134,10 @@ async def find_tasks(request: web.Request) -> Answer:
     tasks = await fitting(page.tasks)
     next_before = page.next_before if len(tasks) == len(page.tasks) else tasks[-1].id
     if next_before is None:
-        return Answer(b"".join(await dump_tasks(tasks)))
+        return Answer(await dump_tasks(tasks))
     cursor = cursors.dump(search.filter, next_before)
     headers = next_link(request, cursor=cursor)
-    return Answer(b"".join(await dump_tasks(tasks, cursor)), headers=headers)
+    return Answer(await dump_tasks(tasks, cursor), headers=headers)
 
 
 async def cancel_tasks(request: web.Request) -> Answer:
