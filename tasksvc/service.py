@@ -83,6 +83,11 @@ _READ_SIZE = 100
 """Tasks in one read, at most: each may be as large as a request may be."""
 
 
+def _reads(names: list[str]) -> Iterator[list[str]]:
+    """So many as one statement may read the tasks of."""
+    return (names[start : start + _READ_SIZE] for start in range(0, len(names), _READ_SIZE))
+
+
 def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
     """What comes of a create whose key was used before."""
     if first.fingerprint != new.fingerprint:
@@ -164,7 +169,11 @@ class TaskService:
             max_waiting=max_waiting,
         )
         self._cancels: Group[str, Task] = Group(
-            "cancel", self._cancel, observe=metrics.group_size("cancel"), **bounds
+            "cancel",
+            self._cancel,
+            observe=metrics.group_size("cancel"),
+            max_size=min(group_size, _READ_SIZE),
+            max_waiting=max_waiting,
         )
         self._searching = Line(max_waiting, _LINE_SECONDS)
         self._reading_attempts = Line(max_waiting, _LINE_SECONDS)
@@ -389,10 +398,11 @@ class TaskService:
         first try was lost."""
         keys = [new.key for new in tasks if new.key is not None and new.id not in live_ids]
         keyed: dict[str, Keyed] = {}
-        if keys:
-            keyed = {each.key: each for each in await self._store.find_keyed_tasks(keys)}
-        ids = {live_ids.get(new.id, new.id) for new in tasks}
-        found = {task.id: task for task in await self._store.get_tasks(list(ids))}
+        for some in _reads(keys):
+            keyed |= {each.key: each for each in await self._store.find_keyed_tasks(some)}
+        found: dict[str, Task] = {}
+        for some in _reads([live_ids.get(new.id, new.id) for new in tasks]):
+            found |= {task.id: task for task in await self._store.get_tasks(some)}
         results: dict[str, Created | TaskServiceError] = {}
         for new in tasks:
             if task := found.get(live_ids.get(new.id, new.id)):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.testing.process import clean_environment, free_port
 from tests.conftest import database_named
 from tests.harness import ServiceProcess, create_database, eventually, query
-from tests.wire import JSON, Answer, request, talk
+from tests.wire import Answer
 
 pytestmark = pytest.mark.slow
 
@@ -70,10 +72,17 @@ class Watched:
 
     def _ask(self, method: str, path: str, body: bytes | None) -> tuple[Answer, float]:
         start = self.now()
-        headers = () if body is None else (JSON,)
-        answer = talk(self._service.port, request(method, path, *headers, body=body or b""))
-        talk(self._service.port, request("GET", "/health/live"))  # the watch has come round, too
+        answer = self._talk(method, path, body)
+        self._talk("GET", "/health/live", None)  # the watch has come round, too
         return answer, self.held_since(start)
+
+    def _talk(self, method: str, path: str, body: bytes | None) -> Answer:
+        # By the library: an answer may have 75 MB.
+        connection = HTTPConnection("127.0.0.1", self._service.port, timeout=60)
+        with closing(connection):
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return Answer("HTTP/1.1", response.status, {}, response.read())
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +271,20 @@ def test_large_answers(watched: Watched) -> None:
     assert len(watched.ask("GET", "/tasks?limit=100").body) > 7_000_000
     assert len(watched.ask("GET", f"/task/{id}").body) > 258_000
     assert len(watched.ask("GET", f"/task/{id}/attempts").body) > 8_000_000
+    query(watched.url, "DELETE FROM task WHERE id >= 'ffffffff-0000-7000-8000-000000000000'")
+
+
+def test_batch_of_large_tasks_that_are_there_already(watched: Watched) -> None:
+    query(
+        watched.url,
+        """INSERT INTO task (id, content, max_attempts, unique_key, due_at)
+        SELECT ('ffffffff-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, repeat('x', 250000),
+            3, 'large' || n, now() + interval '1 day'
+        FROM generate_series(1, 300) AS n""",
+    )
+    tasks = [{"content": "x", "unique_key": f"large{n}"} for n in range(1, 301)]
+
+    assert len(watched.ask("POST", "/tasks", batch(tasks)).body) > 75_000_000
     query(watched.url, "DELETE FROM task WHERE id >= 'ffffffff-0000-7000-8000-000000000000'")
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import uvloop
 
 from tasksvc import logs
+from tasksvc.app import load_handlers
+from tasksvc.ending import Ending
 from tasksvc.serve import serve
 from tasksvc.settings import Settings
 
@@ -20,35 +22,42 @@ LOGGED_SECONDS = 0.01
 """What is shorter is not written."""
 
 
-def watch(path: Path) -> None:
-    """Measures the loop of this thread from now on.
+def watch(loop: asyncio.AbstractEventLoop, path: Path) -> None:
+    """Measures the loop, once it runs, in the thread that this is called in.
 
     It counts the processor's time of the thread and not the clock's: on a machine that others use
     too, the clock says how long the thread waited for a processor. Between two looks the loop goes
     round for 2 ms, and ends the callback that it is in: so a long time is that of one callback.
     """
-    loop = asyncio.get_running_loop()
     before = time.thread_time()
 
     def look() -> None:
         nonlocal before
-        now = time.thread_time()
-        if (held := now - before) >= LOGGED_SECONDS:
+        held = time.thread_time() - before
+        if held >= LOGGED_SECONDS:
             with path.open("a") as file:
                 file.write(f"{held:.4f}\n")
-            now = time.thread_time()
-        before = now
+        before = time.thread_time()
         loop.call_later(_PAUSE_SECONDS, look)
 
-    look()
+    loop.call_soon(look)
 
 
-async def _serve(path: Path) -> None:
-    watch(path)
-    await serve(Settings.from_env())
+def main(path: Path) -> None:
+    make_loop = uvloop.new_event_loop
+
+    def make_watched_loop() -> asyncio.AbstractEventLoop:
+        loop = make_loop()
+        watch(loop, path)
+        return loop
+
+    uvloop.new_event_loop = make_watched_loop  # type: ignore[assignment]
+    settings = Settings.from_env()
+    with Ending(settings.grace_seconds + 5.0) as ending:
+        with logs.configured(settings.log_level, settings.log_file_path):
+            serve(settings, ending, load_handlers(settings))
+        ending.end(0)
 
 
 if __name__ == "__main__":
-    settings = Settings.from_env()
-    with logs.configured(settings.log_level, settings.log_file_path):
-        uvloop.run(_serve(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))
