@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -323,3 +325,35 @@ async def test_body_that_is_no_object(idle: ServiceProcess, verb: str) -> None:
         assert answer.status == status
     assert talk(idle.port, request("POST", f"/tasks/{verb}", body=b"{}")).status == 415
     assert talk(idle.port, request("GET", f"/tasks/{verb}")).headers["allow"] == "POST"
+
+
+@pytest.mark.slow
+async def test_retry_of_large_tasks_is_done_in_several_statements(idle: ServiceProcess) -> None:
+    """It ends early rather than never, writes nothing for nothing, and holds up no create."""
+    url = idle.env["DATABASE_URL"]
+    query(
+        url,
+        "INSERT INTO task (id, content, max_attempts, status, finished_at, canceled_at)"
+        " SELECT gen_random_uuid(), text, 3, 'canceled', now(), now() FROM generate_series(1, 400),"
+        " (SELECT string_agg(md5(n::text), '') AS text FROM generate_series(1, 8000) AS n) AS x",
+    )
+    retried: set[str] = set()
+    cursor: dict[str, str] = {}
+    waits = []
+    while True:
+        body = {"filter": {"status": "canceled"}, **cursor}
+        stepping = asyncio.create_task(asyncio.to_thread(step, idle, "retry", **body))
+        while not stepping.done():
+            started = time.perf_counter()
+            await asyncio.to_thread(idle.create, delay_seconds=3600)
+            waits.append(time.perf_counter() - started)
+        answer = done(await stepping)
+        assert answer["matched"] == answer["retried"] == len(answer["ids"])
+        retried |= set(answer["ids"])
+        if not answer["next"]:
+            break
+        cursor = {"cursor": answer["next_cursor"]}
+
+    assert len(retried) == 400
+    assert query(url, "SELECT count(*) FROM task WHERE retry_of IS NOT NULL") == [(400,)]
+    assert max(waits) < 3
