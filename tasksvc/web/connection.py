@@ -101,6 +101,7 @@ class Connection(RequestHandler):
             # Whatever it asks for is declined. aiohttp would drop what came in the same piece.
             data = _UPGRADE.sub(_NO_UPGRADE, data)
         count = self._request_count
+        is_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
         if self._request_count != count:
             message, payload = self._messages[-1]
@@ -108,7 +109,7 @@ class Connection(RequestHandler):
             self._body = None if payload.is_eof() else payload
             if isinstance(message, _ErrInfo) or message.upgrade:
                 self.ends = True  # where the next request begins is anybody's guess
-        elif self._body is None or self._body.is_eof():
+        elif not is_body:
             self._head_bytes += len(data)
             if self._head_bytes >= _MAX_HEAD_BYTES:
                 self._refuse_head()

@@ -211,6 +211,26 @@ async def test_large_bodies_and_pipelines_are_no_large_heads(
     assert statuses == ([201] + [200] * 50) * 2
 
 
+@pytest.mark.parametrize("size", [10_000, 20_000, 66_000, 100_000, 200_000])
+async def test_connection_is_kept_after_a_large_body(
+    shared_service: ServiceProcess, size: int
+) -> None:
+    large = post(b'{"content": "' + b"x" * size + b'", "delay_seconds": 3600}')
+    with Wire(shared_service.port) as wire:
+        for _ in range(3):
+            for start in range(0, len(large), 60_000):
+                wire.send(large[start : start + 60_000])
+            answer = wire.answer()
+            assert answer is not None
+            assert answer.status == 201
+        wire.send(request())
+        answer = wire.answer()
+
+    assert answer is not None
+    assert answer.status == 200
+    assert "connection" not in answer.headers
+
+
 # Expectations, codings and upgrades.
 
 
