@@ -15,7 +15,7 @@ from typing import Any
 from tasksvc import logs
 from tasksvc.domain.retry import RaisedElsewhere
 from tasksvc.domain.task import Claim, kept_fraction, kept_message
-from tasksvc.handlers.channel import MAX_BYTES, MessageTooLong, Sender
+from tasksvc.handlers.channel import MAX_BYTES, Sender
 from tasksvc.handlers.context import SyncContext, deadline
 from tasksvc.handlers.results import encode
 
@@ -38,7 +38,7 @@ def run(
     threading.Thread(target=_end_with, args=(connection, service), daemon=True).start()
     sender = Sender(connection)
     send = sender.send
-    logs.relay(level, partial(_send_line, sender), task_id=claim.id, attempt=claim.attempt)
+    logs.relay(level, partial(send, "line"), task_id=claim.id, attempt=claim.attempt)
     try:
         function: Any = pkgutil.resolve_name(where)
         logs.keep()  # the module may have configured logging
@@ -64,13 +64,6 @@ def run(
         os._exit(1)  # the function has forked, and this is the other one
     with suppress(OSError):  # the service is gone
         send(*answer)
-
-
-def _send_line(sender: Sender, line: logs.Line) -> None:
-    try:
-        sender.send("line", line)
-    except MessageTooLong as error:
-        sender.send("line", line._replace(terminal=str(error), file=f'{{"event":"{error}"}}'))
 
 
 def _end_with(connection: socket.socket, service: int) -> None:
