@@ -26,6 +26,9 @@ _NAME_LENGTH = 100
 _FRAMES = 50
 """More of one stack would hardly fit."""
 
+_CHAIN = 60
+"""More causes of causes would hardly fit, and thousands of them take a second to format."""
+
 _MEMBERS = 10_000
 """Of a group of exceptions, those that are looked at."""
 
@@ -141,7 +144,10 @@ def trace(error: BaseException) -> str | None:
     if _is_a(error, RaisedElsewhere):
         return error.traceback  # type: ignore[attr-defined,no-any-return]
     try:
-        parts = traceback.format_exception(error, limit=-_FRAMES)
+        if len(chain := list(_chain(error))) < _CHAIN:
+            parts = traceback.format_exception(error, limit=-_FRAMES)
+        else:
+            parts = [part for each in reversed(chain) for part in _parts(each)]
     except BaseException:  # it takes part in its own description, and may raise anything
         return None
     text = ""
@@ -187,6 +193,25 @@ def _members(error: BaseException) -> Iterator[BaseException]:
             waiting += reversed(BaseExceptionGroup.exceptions.__get__(each))
         else:
             yield each
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, its cause or what was handled when it was raised, and so on; _CHAIN at most."""
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen and len(seen) < _CHAIN:
+        yield each
+        seen.add(id(each))
+        attributes = BaseException.__dict__
+        each = attributes["__cause__"].__get__(each) or attributes["__context__"].__get__(each)
+
+
+def _parts(error: BaseException) -> list[str]:
+    """A traceback without the chain of the error."""
+    stack = traceback.format_tb(
+        BaseException.__dict__["__traceback__"].__get__(error), limit=-_FRAMES
+    )
+    return ["\nTraceback (most recent call last):\n", *stack, f"{_name(error)}: {_text(error)}\n"]
 
 
 def _wait(after_seconds: object) -> float | None:

@@ -69,7 +69,8 @@ class Processes:
         Raises HandlersError when no folder has a path that is short enough for a socket.
         """
         choose_short_folder()
-        self._modules.append(module)
+        if module not in self._modules:
+            self._modules.append(module)
         self._context.set_forkserver_preload(self._modules)
 
     async def run(

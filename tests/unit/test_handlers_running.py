@@ -266,8 +266,8 @@ async def test_thread_that_goes_on_lingers_until_it_ends() -> None:
     freed: list[int] = []
     runners = Runners(keeps_nothing, threads=1, processes=1, on_thread_free=lambda: freed.append(1))
     handle = runners.handler_of(DECLARED["stubborn-thread"])
-    await handle(claim("stubborn-thread", "0"))
-    running = asyncio.create_task(handle(claim("stubborn-thread", "0.2")))
+    await eventually(lambda: not _threads())
+    running = asyncio.create_task(handle(claim("stubborn-thread", "0.5")))
     await eventually(_threads)
     assert (runners.lingering_threads, freed) == (0, [])
 

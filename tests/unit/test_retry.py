@@ -271,6 +271,19 @@ def test_endless_recursion_has_a_traceback() -> None:
     assert traced.endswith("RecursionError: maximum recursion depth exceeded\n")
 
 
+def test_end_of_a_long_chain_is_kept_and_takes_no_time() -> None:
+    error = ValueError("first")
+    for _ in range(20_000):
+        error, error.__cause__ = ValueError("next"), error
+    began = time.monotonic()
+
+    traced = trace(raised(error))
+
+    assert traced is not None
+    assert traced.endswith("raise error\nValueError: next\n")
+    assert time.monotonic() - began < 0.2
+
+
 def test_error_that_does_not_bear_to_be_looked_at_has_none() -> None:
     class Shy(Exception):
         @property
