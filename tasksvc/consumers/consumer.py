@@ -302,7 +302,7 @@ class Consumer:
             self._has_all = len(entries) < asked
         else:
             entries = await self._stream.read_again(
-                worker_id, self._number, self._room, self._reread_after
+                worker_id, self._number, self._room, self._reread_after, self.places.kinds
             )
             self._reread_after = entries[-1][0] if entries else None
             entries = [entry for entry in entries if entry[0] not in self._entries]

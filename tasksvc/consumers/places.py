@@ -26,6 +26,7 @@ class Places:
         stopped from outside, and may go on after its run is over.
         """
         self.run_in = run_in
+        self.kinds = frozenset(kinds)
         self.total = total
         self._blocked = blocked or _none
         self._in_use = 0

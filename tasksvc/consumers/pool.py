@@ -75,10 +75,10 @@ class ConsumerPool:
 
     def places(self) -> dict[str, tuple[int, int]]:
         """Of each way to run handlers, how many places there are and how many are in use."""
-        found: dict[str, tuple[int, int]] = {}
+        found = dict.fromkeys(("loop", "thread", "process"), (0, 0))
         for consumer in self._consumers:
             own = consumer.places
-            total, in_use = found.get(own.run_in, (0, 0))
+            total, in_use = found[own.run_in]
             found[own.run_in] = total + own.total, in_use + own.total - own.free
         return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count as counting
 from typing import Any
@@ -276,16 +276,26 @@ class TaskStream:
         lane = lane_of(name) if name else None
         return lane.kind if lane is not None else DEFAULT_KIND
 
-    async def read_again(self, worker_id: str, number: int, count: int, after: str) -> list[Entry]:
+    async def read_again(
+        self,
+        worker_id: str,
+        number: int,
+        count: int,
+        after: str,
+        kinds: Collection[str] | None = None,
+    ) -> list[Entry]:
         """What the consumer was given before and has not acknowledged, after an entry.
 
-        An answer that was lost on its way leaves entries that nobody has seen.
+        An answer that was lost on its way leaves entries that nobody has seen. `kinds` are those
+        that the consumer reads; None: all kinds of this process.
         """
         name = consumer_name(worker_id, number)
+        lanes = [lane for lane in self._own_lanes if kinds is None or lane.kind in kinds]
         entry, _, of = after.partition("@")
-        first = self._own_lanes.index(lane_of(of) or self._own_lanes[0])
-        starts = dict.fromkeys(map(self._keys.stream, self._own_lanes[first:]), "0")
-        starts[self._keys.stream(self._own_lanes[first])] = entry
+        last = lane_of(of) if of else DEFAULT_LANE
+        first = lanes.index(last) if last in lanes else 0
+        starts = dict.fromkeys(map(self._keys.stream, lanes[first:]), "0")
+        starts[self._keys.stream(lanes[first])] = entry if last in lanes else "0"
         async with self._answers():
             entries = await self._read_group(self._commands, name, starts, count, None)
         return entries[:count]

@@ -460,7 +460,8 @@ async def test_postgres_away_is_503_until_it_is_back(
 
     assert talk(service.port, post(TASK)).status == 201
     assert service.task(id)["status"] == "pending"
-    assert service.metric("tasksvc_postgres_up") == 1
+    # Metrics are as old as a second.
+    await eventually(lambda: service.metric("tasksvc_postgres_up") == 1)
     await eventually(lambda: service.get("/health")[0] == 200)
 
 
