@@ -329,7 +329,8 @@ def test_state_folder_that_cannot_be_is_one_line_with_its_variable(
     done = tasksvc("run", DATABASE_URL="", TASKSVC_STATE_DIR=tmp_path / "file")
 
     assert done.returncode == 1
-    assert "TASKSVC_STATE_DIR" in done.stderr.splitlines()[-1]
+    (line,) = [each for each in done.stderr.splitlines() if each.startswith("Error: ")]
+    assert "TASKSVC_STATE_DIR" in line
     assert "Traceback" not in done.stderr
 
 
