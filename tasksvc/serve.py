@@ -69,8 +69,9 @@ async def _serve(settings: Settings, ending: Ending, app: web.Application) -> No
             _give_memory_back()
             # The last line of the start, and the only one with the URL.
             log.info(
-                f"Ready on {' and '.join(urls)}" if urls else "Ready",
+                "Ready",
                 action="ready",
+                **({"on": " and ".join(urls)} if urls else {}),
                 workers=settings.workers,
                 version=__version__,
             )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from tasksvc.domain import outcome
@@ -90,6 +91,7 @@ class RaisedElsewhere(Exception):
     @classmethod
     def of(cls, error: BaseException) -> RaisedElsewhere:
         """What another process is told of an error. Raises nothing."""
+        without_frames_of_the_service(error)
         error, verdict = _judged(error)
         return cls(_name(error), _message(error), trace(error), verdict)
 
@@ -118,6 +120,7 @@ class RetryPolicy:
         A group of exceptions is judged by what is in it, at any depth: with one Permanent it is
         permanent; else it waits as long as the longest `after_seconds` of a Retry says.
         """
+        without_frames_of_the_service(error)
         error, verdict = _judged(error)
         described, traced = describe(error, claim.attempt), trace(error)
         failures = claim.failures + 1
@@ -156,6 +159,38 @@ def trace(error: BaseException) -> str | None:
         if len(text) >= TRACEBACK_BYTES:
             break
     return _fitting(text)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")
+
+
+def without_frames_of_the_service(error: BaseException) -> None:
+    """Begins the traceback where the handler's own code does, if that is in it. Raises nothing."""
+    if _is_a(error, RaisedElsewhere):
+        BaseException.with_traceback(error, None)  # the one that counts came along as text
+        return
+    own: TracebackType | None = _TRACEBACK.__get__(error)
+    while own is not None and _is_of_the_service(own.tb_frame.f_globals.get("__name__")):
+        own = own.tb_next
+    if own is not None:
+        BaseException.with_traceback(error, own)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether its text says all: a handler raised it on purpose, or the service did."""
+    if _is_a(error, RaisedElsewhere):
+        return error.name in ("Permanent", "Retry")  # type: ignore[attr-defined]
+    return _is_a(error, Permanent, Retry) or _is_of_the_service(
+        _dict_of(type(error)).get("__module__")
+    )
+
+
+def _dict_of(kind: type) -> Any:
+    return type.__dict__["__dict__"].__get__(kind)  # a metaclass may have another
+
+
+def _is_of_the_service(module: object) -> bool:
+    return type(module) is str and module.startswith("tasksvc.")
+
+
+_TRACEBACK: Any = BaseException.__dict__["__traceback__"]
 
 
 # An exception is code of a user. It may have a `__str__`, a `__class__`, an attribute or a

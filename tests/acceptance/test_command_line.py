@@ -230,7 +230,7 @@ async def test_http_ops_has_no_tasks_and_port_0_takes_any(
     service = ServiceProcess(tmp_path, environment | {"TASKSVC_HTTP": "ops", "PORT": "0"})
     service.start()
     try:
-        found = re.search(r"Ready on (http://127\.0\.0\.1:\d+)", service.output())
+        found = re.search(r"Ready on=(http://127\.0\.0\.1:\d+)", service.output())
         assert found
         service.url = found[1]
 
@@ -313,7 +313,7 @@ async def test_start_says_little_and_the_url_last(tmp_path: Path, free_port: int
     service.start()
     try:
         lines = service.output().splitlines()
-        assert f"Ready on {service.url}" in lines[-1]
+        assert f"Ready on={service.url}" in lines[-1]
         assert sum("Migrations applied" in line for line in lines) == 1
         assert len(lines) <= 12
         assert service.stop() == 0

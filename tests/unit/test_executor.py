@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from tasksvc import logs
+from tasksvc.consumers import executor
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
-from tasksvc.domain.retry import RetryPolicy
+from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry, RetryPolicy, TimedOut
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
@@ -307,3 +310,62 @@ async def test_what_a_handler_logs_names_its_task(metrics: Metrics) -> None:
 
     assert bound == [{"task_id": "a", "attempt": 1}]
     assert logs.context() == {}
+
+
+# The log.
+
+
+async def said_of(handler: Handler, metrics: Metrics, run: Run) -> list[dict[str, Any]]:
+    with structlog.testing.capture_logs() as lines:
+        await make_executor(handler, metrics).execute(run)
+    return [dict(line) for line in lines]
+
+
+async def test_failure_says_how_long_it_took_and_when_the_next_try_comes(metrics: Metrics) -> None:
+    (line,) = await said_of(raises(ValueError("no")), metrics, make_run())
+
+    assert (line["action"], line["kind"], line["then"]) == ("handler_failed", "default", "pending")
+    assert line["retry_in_seconds"] == 0
+    assert 0 <= line["milliseconds"] < 10_000
+    names = [frame.name for frame in traceback.extract_tb(line["exc_info"].__traceback__)]
+    assert names == ["handler"]  # without the service's own
+
+    (line,) = await said_of(raises(ValueError("no")), metrics, make_run(failures=2))
+    assert line["then"] == "failed"
+    assert "retry_in_seconds" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (Permanent("no use"), "Permanent: no use"),
+        (Retry("busy", after_seconds=7), "Retry: busy"),
+        (type("Gone", (Permanent,), {})("x"), "Gone: x"),
+        (RaisedElsewhere.of(Retry("busy")), "Retry: busy"),
+        (TimedOut("late"), "TimedOut: late"),
+    ],
+)
+async def test_expected_failure_has_no_traceback(
+    metrics: Metrics, error: Exception, text: str
+) -> None:
+    (line,) = await said_of(raises(error), metrics, make_run())
+
+    assert line["error"] == text
+    assert "exc_info" not in line
+    if getattr(error, "after_seconds", None):
+        assert line["retry_in_seconds"] == 7
+
+
+async def test_start_and_end_are_said_when_debugging(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(claim: Claim) -> None:
+        return None
+
+    assert await said_of(handler, metrics, make_run()) == []
+
+    monkeypatch.setattr(executor, "_is_logged", lambda level: True)
+    started, ended = await said_of(handler, metrics, make_run())
+    assert (started["action"], started["kind"]) == ("started", "default")
+    assert (ended["action"], ended["kind"]) == ("completed", "default")
+    assert 0 <= ended["milliseconds"] < 10_000
