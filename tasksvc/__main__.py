@@ -70,6 +70,7 @@ def _run(settings: Settings, ending: Ending) -> int:
 
 
 def _show(error: click.ClickException) -> None:
+    logs.flush()  # it is the last line
     try:
         error.show()
     except (OSError, ValueError):  # a module has closed the stream
@@ -179,7 +180,8 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number
+            # It takes the lowest free number. Children have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or os.fdopen(os.dup(1), "w")
     sys.stderr = sys.stderr or os.fdopen(os.dup(2), "w")
 

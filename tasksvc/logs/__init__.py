@@ -31,6 +31,7 @@ __all__ = [
     "configured",
     "context",
     "dropped_lines",
+    "flush",
     "keep",
     "level",
     "relay",
@@ -136,6 +137,10 @@ class _Places:
         self._terminal.put(line.terminal)
         self._file.put(line.file)
 
+    def flush(self) -> None:
+        """Waits for the terminal, unless nobody reads it."""
+        self._terminal.flush(_END_SECONDS)
+
     def close(self) -> None:
         """Writes what waits, unless that takes too long."""
         if self._file.close(_END_SECONDS):
@@ -158,7 +163,6 @@ def configured(level: str, file_path: Path) -> Iterator[None]:
     Raises OSError when the file can't be opened.
     """
     global _places, _current
-    _occupy_standard_streams()
     _places = places = _Places(file_path)
     _set_up(_Handler(places.put), logging.getLevelNamesMapping()[level.upper()])
     try:
@@ -167,6 +171,13 @@ def configured(level: str, file_path: Path) -> Iterator[None]:
         logging.getLogger().handlers[:] = []
         _places = _current = None
         places.close()
+
+
+def flush() -> None:
+    """Waits until the terminal has all lines, so that what is written to it now comes after them.
+    At most 1.5 seconds."""
+    if _places is not None:
+        _places.flush()
 
 
 def keep() -> None:
@@ -249,22 +260,6 @@ def _is_for_terminal(handler: logging.Handler) -> bool:
     return stream is not None and any(
         stream is each for each in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
     )
-
-
-def _occupy_standard_streams() -> None:
-    """Opens what was closed at the start: the next file or connection would get the number, and
-    all that is meant for the terminal."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number, inheritable=True)
-            if null != number:
-                os.close(null)
-        if getattr(sys, name) is None:
-            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
 
 
 def _trouble(place: str, reason: str) -> Line:

@@ -104,6 +104,12 @@ class Sink:
         else:
             self._dropped.add(self._name, "full")
 
+    def flush(self, seconds: float) -> None:
+        """Waits until what it has taken is written, at most so long."""
+        until = time.monotonic() + seconds
+        while self._bytes > 0 and self._thread.is_alive() and time.monotonic() < until:
+            time.sleep(_GATHER_SECONDS)
+
     def close(self, seconds: float) -> bool:
         """Waits until all is written, at most so long; whether it is."""
         self._is_closing = True
@@ -131,6 +137,8 @@ class Sink:
                 batch, is_open = self._batch(first)
             if batch:
                 self._write(batch)
+                with self._lock:
+                    self._bytes -= sum(map(len, batch))
             if time.monotonic() - ticked >= _TICK_SECONDS or not is_open:
                 ticked = time.monotonic()
                 self._say_what_is_missing()
@@ -150,8 +158,6 @@ class Sink:
                 line = self._queue.get_nowait()
             except queue.Empty:
                 break
-        with self._lock:
-            self._bytes -= size
         return batch, line is not None
 
     def _write(self, batch: list[bytes]) -> int:

@@ -425,6 +425,14 @@ def test_terminal_that_nobody_reads_holds_up_neither_the_file_nor_the_end(
     os.close(writing)
 
 
+def test_flush_waits_for_the_terminal(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with configured(path):
+        for number in range(100):
+            log().info("Event", number=number)
+        logs.flush()
+        assert capsys.readouterr().err.count("Event") == 100
+
+
 async def test_terminal_that_is_gone_is_told_once_in_the_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -572,30 +580,6 @@ def test_forked_child_writes_its_lines(path: Path) -> None:
 
     assert sorted(event["event"] for event in events(path)) == ["After", "Before", "In the child"]
     assert done.stderr.count("\n") == 3
-
-
-CLOSED = """
-import os, sys
-from pathlib import Path
-import structlog
-from tasksvc import logs
-with logs.configured("info", Path(sys.argv[1])):
-    structlog.get_logger("tasksvc.x").info("Event")
-    print("said", file=sys.stderr)
-    assert [os.fstat(number) for number in range(3)]
-"""
-
-
-@pytest.mark.slow
-def test_standard_streams_may_be_closed(path: Path) -> None:
-    done = subprocess.run(
-        ["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "sh", sys.executable, "-c", CLOSED, path],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=30,
-    )
-
-    assert done.returncode == 0
-    assert [event["event"] for event in events(path)] == ["Event"]
 
 
 # Another configuration.
