@@ -58,14 +58,20 @@ def encode(result: Any, max_bytes: int) -> str:
     data = _encoded(result)
     if len(data) > max_bytes:
         raise _too_long(max_bytes)
+    if len(data) > MAX_DEPTH:  # a shorter one can have none of it
+        _check(data)
+    return data.decode()
+
+
+def _check(data: bytes) -> None:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
         raise ResultRefused(f"The result is nested more than {MAX_DEPTH} deep.")
-    try:
-        if _LONG_NUMBER.search(data):
+    if len(data) > MAX_DIGITS and _LONG_NUMBER.search(data):
+        try:
             json.loads(data, parse_int=_short_enough)
-        return data.decode()
-    except ValueError:
-        raise ResultRefused(f"The result has a number of more than {MAX_DIGITS} digits.") from None
+        except ValueError:
+            reason = f"The result has a number of more than {MAX_DIGITS} digits."
+            raise ResultRefused(reason) from None
 
 
 def _too_long(max_bytes: int) -> ResultRefused:

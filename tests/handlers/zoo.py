@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
+import functools
 import logging
 import multiprocessing
 import os
@@ -195,6 +196,51 @@ def returns_a_deep_list(content: str, ctx: Any) -> Any:
 @beast(error="ResultRefused", message="The result has half of a surrogate pair")
 def returns_half_a_character(content: str, ctx: Any) -> str:
     return "\ud800"
+
+
+# What stands above them.
+
+
+def _above(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(content: str, ctx: SyncContext) -> list[Any]:
+        return ["above", function(content, ctx)]
+
+    return wrapper
+
+
+def _above_on_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(content: str, ctx: Context) -> list[Any]:
+        return ["above", await function(content, ctx)]
+
+    return wrapper
+
+
+@_above_on_the_loop
+@handler("is-decorated-loop", max_attempts=1)
+async def is_decorated_on_the_loop(content: str, ctx: Context) -> str:
+    return "below"
+
+
+@_above
+@handler("is-decorated-thread", max_attempts=1)
+def is_decorated_in_a_thread(content: str, ctx: SyncContext) -> str:
+    return "below"
+
+
+@_above
+@handler("is-decorated-process", run_in="process", max_attempts=1)
+def is_decorated_in_a_process(content: str, ctx: SyncContext) -> str:
+    return "below"
+
+
+is_a_lambda = handler("is-a-lambda-process", run_in="process", max_attempts=1)(
+    lambda content, ctx: "called"
+)
+
+ZOO += [Case("is-decorated", way, None, ["above", "below"], "", {}) for way in WAYS]
+ZOO.append(Case("is-a-lambda", "process", None, "called", "", {}))
 
 
 # What they raise.
