@@ -75,7 +75,7 @@ class ServiceProcess:
         """What this run has said on the terminal."""
         return self._output.read_bytes()[self._start_of_run :].decode("utf-8", "replace")
 
-    def wait_for_line(self, text: str, within_seconds: float = 15.0) -> None:
+    def wait_for_line(self, text: str, within_seconds: float = 30.0) -> None:
         deadline = time.monotonic() + within_seconds
         while text not in self.output():
             if self.process.poll() is not None or time.monotonic() > deadline:
