@@ -83,7 +83,7 @@ def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_B
     """So many tasks, in the table and in the stream."""
     ids = [id for (id,) in bench.query(_FILL, content(content_bytes), count, database=database)]
     key = Keys(database).tasks
-    with redis.Redis.from_url(bench.redis.url) as client:
+    with redis.Redis.from_url(bench.redis_url) as client:
         try:
             # A service that finds no group takes the whole stream for lost, and publishes again.
             client.xgroup_create(key, GROUP, id="0", mkstream=True)

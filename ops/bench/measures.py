@@ -20,6 +20,7 @@ from ops.bench.children import BenchError, Child
 from ops.bench.load import CONTENT_BYTES, create, get
 from ops.bench.options import create_with_options
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
+from tasksvc.testing.process import free_port
 
 CREATE = create(CONTENT_BYTES)
 
@@ -65,9 +66,15 @@ class Bench:
             self.postgres = stack.enter_context(
                 EmbeddedPostgres(self._folder / "state", announce=_silent)
             )
-            self.redis = stack.enter_context(
+            # Over TCP, as from another machine, and as the peers and redis-benchmark need it.
+            port = free_port()
+            self.redis_url = f"redis://127.0.0.1:{port}/0"
+            stack.enter_context(
                 EmbeddedRedis(
-                    self._folder / "state", announce=_silent, persistent=self._keeps_redis
+                    self._folder / "state",
+                    announce=_silent,
+                    port=port,
+                    persistent=self._keeps_redis,
                 )
             )
             self.echo = stack.enter_context(self.echo_of(CONTENT_BYTES))
@@ -88,7 +95,7 @@ class Bench:
             name,
             self._folder / name,
             DATABASE_URL=self.database_url(database),
-            REDIS_URL=self.redis.url,
+            REDIS_URL=self.redis_url,
             TASKSVC_REDIS_PREFIX=database,
             TASK_CONSUMER_WORKERS=workers,
             **other,
@@ -240,7 +247,7 @@ class Bench:
 
     def empty_streams(self, database: str) -> None:
         """Those of a service without consumers are bounded, and would be full some day."""
-        with redis.Redis.from_url(self.redis.url) as client:
+        with redis.Redis.from_url(self.redis_url) as client:
             for stream in client.scan_iter(f"{database}:tasks*"):
                 client.xtrim(stream, 0, approximate=False)
 

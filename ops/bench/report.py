@@ -54,7 +54,7 @@ Round = dict[str, Found]
 
 def machine(bench: Bench) -> dict[str, Any]:
     """What the numbers depend on beside the service."""
-    with redis.Redis.from_url(bench.redis.url) as client:
+    with redis.Redis.from_url(bench.redis_url) as client:
         redis_version = client.info("server")["redis_version"]
     ((postgres_version,),) = bench.query("SHOW server_version")
     ((fsync,),) = bench.query("SHOW fsync")

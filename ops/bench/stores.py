@@ -103,7 +103,7 @@ def _add(bench: Bench, count: int) -> Found:
             _run(
                 [
                     str(_redis_benchmark()),
-                    *("-p", str(urlsplit(bench.redis.url).port)),
+                    *("-p", str(urlsplit(bench.redis_url).port)),
                     *("-c", str(ENTRY_CLIENTS), "-n", str(count), "--csv", "--precision", "3"),
                     *("XADD", _STREAM, "*", "id", str(uuid4())),
                 ],
@@ -112,7 +112,7 @@ def _add(bench: Bench, count: int) -> Found:
             )
         )
     finally:
-        with redis.Redis.from_url(bench.redis.url) as client:
+        with redis.Redis.from_url(bench.redis_url) as client:
             client.unlink(_STREAM)
 
 

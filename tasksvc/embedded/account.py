@@ -1,8 +1,7 @@
 """Whom a server runs as.
 
-PostgreSQL refuses root, and a Redis without a password that runs as root would hand root to
-every user of the machine. So root starts them as another user, who may not be allowed into
-the folders that root works in.
+PostgreSQL refuses root, and Redis needs nothing of what root may. So root starts them as another
+user, who may not be allowed into the folders that root works in.
 """
 
 import os
@@ -31,9 +30,14 @@ class Account:
     def may_run(self, program: Path) -> bool:
         return not self.switch or (self.may_reach(program) and self._may_enter(program))
 
-    def own(self, path: Path) -> None:
+    def own(self, folder: Path) -> None:
+        """Gives a folder to this user; a link is never followed."""
         if self.switch:
-            os.chown(path, self.uid, self.gid)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                os.fchown(descriptor, self.uid, self.gid)
+            finally:
+                os.close(descriptor)
 
     def make_private(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
@@ -52,7 +56,7 @@ def account_for(home: Path) -> Account:
     """The owner of `home` when there is one, so that the data keep their user."""
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid(), switch=False)
-    if home.exists() and (status := home.stat()).st_uid != 0:
+    if home.exists() and (status := home.lstat()).st_uid != 0:
         return Account(status.st_uid, status.st_gid, switch=True)
     for name in _NAMES:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tasksvc.embedded.account import Account
 from tasksvc.embedded.binaries import PostgresPrograms
 from tasksvc.embedded.errors import EmbeddedError
+from tasksvc.embedded.process import environment
 
 #: For when the state folder is out of reach too. Only root, who alone gets here, writes there.
 _CACHE = Path("/var/cache/tasksvc")
@@ -31,12 +32,13 @@ def version_of(programs: PostgresPrograms) -> str:
 
 
 def runnable_by(
-    account: Account, programs: PostgresPrograms, version: str, home: Path
+    account: Account, programs: PostgresPrograms, version: str, state_dir: Path
 ) -> PostgresPrograms:
-    """The programs themselves if the account can run them, or else a copy."""
+    """The programs themselves if the account can run them, or else a copy. It is not in the
+    account's own folder: root must not write where another user may put a link."""
     if _runs(programs, account):
         return programs
-    place = _place_for_copy(account, programs, home) / f"programs-{version}"
+    place = _place_for_copy(account, programs, state_dir) / f"programs-{version}"
     if not place.exists():
         _copy(programs.parcel, place)
     copy = programs.copied_to(place)
@@ -64,6 +66,7 @@ def _ask_version(programs: PostgresPrograms, account: Account | None) -> str:
     done = subprocess.run(
         [programs.initdb, "--version"],
         cwd="/",
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -79,11 +82,11 @@ def _ask_version(programs: PostgresPrograms, account: Account | None) -> str:
     return found[0]
 
 
-def _place_for_copy(account: Account, programs: PostgresPrograms, home: Path) -> Path:
+def _place_for_copy(account: Account, programs: PostgresPrograms, state_dir: Path) -> Path:
     if not programs.parcel:
         raise EmbeddedError(f"User {account.uid} cannot run {programs.initdb}: {_WAYS_OUT}")
-    if account.may_reach(home):
-        return home
+    if account.may_reach(state_dir / "any"):
+        return state_dir
     _CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
     return _CACHE
 

@@ -3,9 +3,9 @@
 import fcntl
 import os
 import time
-from pathlib import Path
 
 from tasksvc.embedded.errors import EmbeddedError
+from tasksvc.embedded.folder import StateFolder
 from tasksvc.embedded.process import birth_of
 
 #: Between two looks at something that is about to happen.
@@ -15,19 +15,20 @@ POLL_SECONDS = 0.005
 class OwnerLock:
     """Held by the one process that may start, stop and mend a server."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: StateFolder, name: str) -> None:
+        self._folder = folder
+        self._name = name
         self._descriptor: int | None = None
 
     def take(self) -> None:
         if self._descriptor is not None:
             return
-        descriptor = _open(self._path)
+        descriptor = self._folder.open(self._name, os.O_RDWR)
         if not _try_lock(descriptor):
             owner = os.pread(descriptor, 20, 0).decode() or "unknown"
             os.close(descriptor)
             raise EmbeddedError(
-                f"{self._path.parent} is in use by process {owner}:"
+                f"{self._folder.path} is in use by process {owner}:"
                 " stop that one first, or choose another folder (TASKSVC_STATE_DIR)"
             )
         os.ftruncate(descriptor, 0)
@@ -48,14 +49,15 @@ class Lifeline:
     pid, so that an orphan can be asked to stop.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: StateFolder, name: str) -> None:
+        self.path = folder.path / name
+        self._folder = folder
         self.descriptor: int | None = None
 
     def seize(self, patience_seconds: float = 0.0) -> bool:
         """Take the lock once the last one of the family has gone."""
         # Opened anew each time: a lock belongs to the opening, and the family has the old one.
-        descriptor = _open(self.path)
+        descriptor = self._folder.open(self.path.name, os.O_RDWR)
         deadline = time.monotonic() + patience_seconds
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
@@ -72,23 +74,22 @@ class Lifeline:
             self.descriptor = None
 
     def note(self, pid: int) -> None:
-        self.path.write_text(f"{pid} {birth_of(pid)}\n")
+        self._folder.write(self.path.name, f"{pid} {birth_of(pid)}\n")
 
     def noted(self) -> int | None:
         """The pid in the file, whoever has it now."""
-        words = self.path.read_text().split()
+        words = self._words()
         return int(words[0]) if words else None
 
     def noted_alive(self) -> int | None:
         """The pid in the file if it still is the process that was noted."""
-        words = self.path.read_text().split()
+        words = self._words()
         if len(words) == 2 and birth_of(int(words[0])) == words[1]:
             return int(words[0])
         return None
 
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _words(self) -> list[str]:
+        return self._folder.read(self.path.name).split()
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -1,7 +1,8 @@
 """What a server says, kept in a file: an open pipe would tie it to us."""
 
 import os
-from pathlib import Path
+
+from tasksvc.embedded.folder import StateFolder
 
 #: Past this size a log begins anew at the next start.
 MAX_BYTES = 10 * 1024 * 1024
@@ -10,15 +11,14 @@ _TAIL_LINES = 3
 
 
 class LogFile:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: StateFolder, name: str) -> None:
+        self.path = folder.path / name
+        self._folder = folder
         self._begin = 0
 
     def open(self) -> int:
         """A descriptor to append to. What is there already belongs to earlier runs."""
-        descriptor = os.open(
-            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        descriptor = self._folder.open(self.path.name, os.O_WRONLY | os.O_APPEND)
         if os.fstat(descriptor).st_size > MAX_BYTES:
             os.ftruncate(descriptor, 0)
         self._begin = os.fstat(descriptor).st_size
@@ -26,7 +26,7 @@ class LogFile:
 
     def tail(self) -> str:
         """The last lines of this run, on one line."""
-        with self.path.open("rb") as file:
+        with open(self._folder.open(self.path.name, os.O_RDONLY), "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._begin, end - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").split("\n")

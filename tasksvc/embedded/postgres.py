@@ -1,14 +1,9 @@
 """A private PostgreSQL, reached through a unix socket in a folder of its own."""
 
-import os
 import shutil
 import signal
-import stat
 import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
@@ -21,8 +16,6 @@ from tasksvc.embedded.process import Command
 from tasksvc.embedded.server import Announce, Server, announce_to_log
 
 _SOCKET_NAME = ".s.PGSQL.5432"
-#: The room in the kernel's sockaddr_un, less its final zero byte.
-MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _INITDB_SECONDS = 120.0
 
 _SETTINGS = MappingProxyType(
@@ -56,26 +49,22 @@ class EmbeddedPostgres(Server):
         bin_dir: Path | None = None,
         announce: Announce = announce_to_log,
         options: Mapping[str, str] = MappingProxyType({}),
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(state_dir, announce)
+        super().__init__(state_dir, announce, _SOCKET_NAME, variables)
         self._bin_dir = bin_dir
         self._options = dict(options)
-        self._socket_link = self.home / "socket"
-
-    def stop(self) -> None:
-        super().stop()
-        self._remove_temporary_folder()
 
     def _prepare(self, account: Account) -> None:
         found = find_postgres(self._bin_dir)
         version = version_of(found)
-        self._programs = runnable_by(account, found, version, self.home)
+        self._programs = runnable_by(account, found, version, self.state_dir)
         self._announce(f"PostgreSQL {version} from {self._programs.source}: {found.folder}")
         self._data = self._data_of(version.partition(".")[0])
         if not self._data.exists():
             self._announce(f"First start: making a PostgreSQL database in {self._data}")
             self._initialize(account)
-        self._sockets = self._socket_folder(account)
+        self._sockets = self._socket_folder.make(account)
         self._clear_leftovers()
         self._url = f"postgresql://postgres@/postgres?host={quote(str(self._sockets))}&port=5432"
 
@@ -92,6 +81,7 @@ class EmbeddedPostgres(Server):
                 *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
             ],
             death_signal=self.stop_signal,
+            variables=self._variables,
         )
 
     def _is_ready(self) -> bool:
@@ -109,7 +99,7 @@ class EmbeddedPostgres(Server):
         return data
 
     def _refuse_unless(self, major: str, data: Path) -> None:
-        written_by = "".join(_lines(data / "PG_VERSION"))
+        written_by = "".join(_lines(data / "PG_VERSION"))[:10]
         if written_by != major:
             raise EmbeddedError(
                 f"{data} holds data of PostgreSQL {written_by or '(unknown)'}, and the programs"
@@ -140,28 +130,9 @@ class EmbeddedPostgres(Server):
                 *("-D", data),
                 *("--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale"),
                 *careless,
-            ]
+            ],
+            variables=self._variables,
         )
-
-    def _socket_folder(self, account: Account) -> Path:
-        """Home itself, or a temporary folder when its path will not do."""
-        if _fits(self.home):
-            return self.home
-        link = self._socket_link
-        if link.is_symlink() and _take_private(link.readlink(), account):
-            return link.readlink()
-        folder = Path(tempfile.mkdtemp(prefix="tasksvc-"))
-        if not _fits(folder):
-            raise EmbeddedError(f"{folder} will not do for a socket: choose a shorter TMPDIR")
-        account.own(folder)
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder)
-        return folder
-
-    def _remove_temporary_folder(self) -> None:
-        # The link stays, so that the next start makes the same folder and the url still holds.
-        with suppress(OSError):
-            self._socket_link.readlink().rmdir()
 
     def _clear_leftovers(self) -> None:
         """Remove the lock files of a server that was killed.
@@ -172,24 +143,6 @@ class EmbeddedPostgres(Server):
         for lock in (self._data / "postmaster.pid", self._sockets / f"{_SOCKET_NAME}.lock"):
             if _lines(lock)[:1] == [str(self._lifeline.noted())]:
                 lock.unlink()
-
-
-def _fits(folder: Path) -> bool:
-    """Whether a socket can be there: for PostgreSQL a comma begins the next folder of a list."""
-    path = folder / _SOCKET_NAME
-    return len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES and not set(',"') & set(str(path))
-
-
-def _take_private(folder: Path, account: Account) -> bool:
-    """Whether the folder of an earlier run is, or can be made, ours alone."""
-    try:
-        account.make_private(folder)
-    except FileExistsError:
-        status = folder.lstat()
-        return status.st_uid == account.uid and status.st_mode == stat.S_IFDIR | 0o700
-    except OSError:
-        return False
-    return True
 
 
 def _finish(process: subprocess.Popen[bytes]) -> None:

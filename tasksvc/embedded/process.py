@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasksvc.embedded.account import Account
 
 _PR_SET_PDEATHSIG = 1
+
+_KEPT = ("PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Command:
     folder: Path = Path("/")
     #: Sent to it by the kernel when its owner is gone.
     death_signal: signal.Signals = signal.SIGKILL
+    #: What its environment has besides `environment`.
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def spawn(
@@ -38,7 +42,7 @@ def spawn(
         command.arguments,
         executable=command.executable,
         cwd=command.folder,
-        env=_environment(),
+        env=environment() | dict(command.variables),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -52,10 +56,10 @@ def spawn(
     )
 
 
-def _environment() -> dict[str, str]:
-    # PGDATA, PGPORT and the like are meant for another server.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return kept | {"LC_ALL": "C"}
+def environment() -> dict[str, str]:
+    """What a server needs of ours. Its user may read its environment, so no secret goes there;
+    and PGDATA, PGPORT and the like are meant for another server."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | {"LC_ALL": "C"}
 
 
 def _die_with_owner(death_signal: signal.Signals) -> Callable[[], None] | None:

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
 from tasksvc.embedded.account import Account, Doors, account_for
 from tasksvc.embedded.errors import EmbeddedError
+from tasksvc.embedded.folder import StateFolder
 from tasksvc.embedded.locks import POLL_SECONDS, Lifeline, OwnerLock
 from tasksvc.embedded.logfile import LogFile
 from tasksvc.embedded.process import Command, children_of, holders_of, send, spawn
+from tasksvc.embedded.sockets import SocketFolder
 
 Announce = Callable[[str], None]
 announce_to_log: Announce = logging.getLogger("tasksvc.embedded").info
@@ -36,13 +38,22 @@ class Server(ABC):
     title: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
 
-    def __init__(self, state_dir: Path, announce: Announce) -> None:
-        self.state_dir = state_dir.absolute()
+    def __init__(
+        self,
+        state_dir: Path,
+        announce: Announce,
+        socket_name: str,
+        variables: Mapping[str, str],
+    ) -> None:
+        self._folder = StateFolder(state_dir)
+        self.state_dir = self._folder.path
         self.home = self.state_dir / self.name
-        self.log = LogFile(self.state_dir / f"{self.name}.log")
+        self.log = LogFile(self._folder, f"{self.name}.log")
         self._announce = announce
-        self._owner_lock = OwnerLock(self.state_dir / f"{self.name}.lock")
-        self._lifeline = Lifeline(self.state_dir / f"{self.name}.alive")
+        self._variables = variables
+        self._owner_lock = OwnerLock(self._folder, f"{self.name}.lock")
+        self._lifeline = Lifeline(self._folder, f"{self.name}.alive")
+        self._socket_folder = SocketFolder(self._folder, self.home, socket_name)
         self._process: subprocess.Popen[bytes] | None = None
         self._url: str | None = None
 
@@ -78,9 +89,11 @@ class Server(ABC):
             if process := self._running():
                 self._ask_to_stop(process)
             self.kill()
+            self._socket_folder.remove()
         finally:
             self._lifeline.let_go()
             self._owner_lock.release()
+            self._folder.close()
 
     def kill(self) -> None:
         """kill -9 all of it, as a machine out of memory would. `start` brings its data back."""
@@ -122,7 +135,6 @@ class Server(ABC):
         """Whether the process we started answers."""
 
     def _start(self) -> None:
-        self.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._owner_lock.take()
         with ExitStack() as undo:
             undo.callback(self.stop)
@@ -141,11 +153,11 @@ class Server(ABC):
     def _claim_home(self, account: Account) -> None:
         if not self.home.exists():
             account.make_private(self.home)
-        elif self.home.stat().st_uid == 0:
+        elif (owner := self.home.lstat().st_uid) == 0:
             account.own(self.home)
-        elif self.home.stat().st_uid != account.uid:
+        elif owner != account.uid:
             raise EmbeddedError(
-                f"{self.home} belongs to user {self.home.stat().st_uid}, from a start by root:"
+                f"{self.home} belongs to user {owner}, from a start by root:"
                 " choose another folder (TASKSVC_STATE_DIR), or remove this one as root"
             )
 

@@ -42,10 +42,7 @@ def postgres_proxy(own_postgres: EmbeddedPostgres) -> Iterator[Proxy]:
 
 @pytest.fixture
 def redis_proxy(own_redis: EmbeddedRedis) -> Iterator[Proxy]:
-    address = urlsplit(own_redis.url)
-    assert address.hostname is not None
-    assert address.port is not None
-    with Proxy((address.hostname, address.port)) as proxy:
+    with Proxy(str(own_redis.socket_path)) as proxy:
         yield proxy
 
 

@@ -13,6 +13,7 @@ import redis
 from tasksvc.embedded import EmbeddedRedis
 from tests.faults.conftest import StartServant
 from tests.faults.nemesis import FAULTS
+from tests.faults.proxy import Proxy
 from tests.faults.trial import charge_nobody, survive
 from tests.faults.world import World
 from tests.harness import eventually, query
@@ -140,16 +141,15 @@ async def test_append_only_file_keeps_the_backlog(start_servant: StartServant, t
 
 
 async def test_replica_that_is_promoted_without_the_tail_loses_nothing(
-    start_servant: StartServant, own_redis: EmbeddedRedis, tmp_path
+    start_servant: StartServant, own_redis: EmbeddedRedis, redis_proxy: Proxy, tmp_path
 ) -> None:
     """Replication is asynchronous: what the old master took last is not there."""
-    port = int(own_redis.url.rsplit(":", 1)[1].split("/")[0])
     with EmbeddedRedis(tmp_path / "replica") as replica:
         front = start_servant(TASK_CONSUMER_WORKERS=0)
         for _ in range(20):
             front.create()
         with client(replica) as there:
-            there.execute_command("REPLICAOF", "127.0.0.1", str(port))
+            there.execute_command("REPLICAOF", "127.0.0.1", str(redis_proxy.port))
             await eventually(lambda: there.xlen(KEY) == 20)
             there.execute_command("REPLICAOF", "NO", "ONE")
         for _ in range(20):

@@ -56,20 +56,19 @@ class World:
     def __enter__(self) -> World:
         with ExitStack() as stack:
             self.disk = self._mount(stack)
-            with self._clock("postgres"):
-                self.postgres = stack.enter_context(EmbeddedPostgres(self.disk))
-            with self._clock("redis"):
-                self.redis = stack.enter_context(
-                    EmbeddedRedis(self.folder / "redis", persistent=True)
+            self.postgres = stack.enter_context(
+                EmbeddedPostgres(self.disk, variables=self._clock("postgres"))
+            )
+            self.redis = stack.enter_context(
+                EmbeddedRedis(
+                    self.folder / "redis", persistent=True, variables=self._clock("redis")
                 )
+            )
             self._prepare_database()
             where = parse_qs(urlsplit(self.postgres.url).query)
             path = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
-            address = urlsplit(self.redis.url)
             self.postgres_proxy = stack.enter_context(Proxy(path))
-            self.redis_proxy = stack.enter_context(
-                Proxy((address.hostname or "", address.port or 0))
-            )
+            self.redis_proxy = stack.enter_context(Proxy(str(self.redis.socket_path)))
             self.services = [self._service(number) for number in range(1, self._services + 1)]
             for service in self.services:
                 stack.callback(service.end)
@@ -164,7 +163,8 @@ class World:
         disk = self.folder / "disk"
         disk.mkdir()
         disk.chmod(0o755)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", str(disk)]
+        size = f"size={DISK_MEGABYTES}m,mode=755"
+        command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
         if os.geteuid() == 0 and shutil.which("mount"):
             mounted = subprocess.run(command, capture_output=True, check=False)
             if mounted.returncode == 0:
@@ -172,16 +172,9 @@ class World:
                 stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=False)
         return disk
 
-    @contextmanager
-    def _clock(self, whose: str) -> Iterator[None]:
-        """What is started within has a clock that can be moved."""
-        before = dict(os.environ)
-        os.environ.update(self.clocks.environment(whose) if self.clocks else {})
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    def _clock(self, whose: str) -> dict[str, str]:
+        """The variables of a server whose clock can be moved."""
+        return self.clocks.environment(whose) if self.clocks else {}
 
 
 class Clocks:

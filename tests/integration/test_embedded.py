@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 import redis
 
 import tasksvc
 from tasksvc.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, binaries, copies
+from tasksvc.embedded.account import account_for
 from tasksvc.embedded.process import children_of, holders_of
 
 pytestmark = pytest.mark.slow
@@ -446,14 +448,14 @@ def test_data_that_belie_their_folder_are_refused(state: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["long" * 30, "a, b"])
-def test_socket_is_elsewhere_when_the_path_will_not_do(
+def test_sockets_are_elsewhere_when_the_path_will_not_do(
     state: Path, tmp_path: Path, name: str
 ) -> None:
     deep = tmp_path / name
     deep.symlink_to(state)
     with EmbeddedPostgres(deep, options=UNSAFE) as server:
-        url, link = server.url, deep / "postgres" / "socket"
-        folder = link.readlink()
+        url, note = server.url, deep / "postgres.socket"
+        folder = Path(note.read_text())
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert execute(url, "SELECT 1") == [(1,)]
         server.stop()
@@ -469,6 +471,121 @@ def test_socket_is_elsewhere_when_the_path_will_not_do(
         assert server.url != url
         assert execute(server.url, "SELECT 1") == [(1,)]
         folder.rmdir()
+    with EmbeddedRedis(deep) as server, client(server.url) as connection:
+        assert connection.ping()
+        folder = server.socket_path.parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+
+
+# --- nobody else may
+
+
+OTHERS = """
+import socket, sys
+for path in sys.argv[1:]:
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+    except PermissionError:
+        print("refused")
+"""
+
+
+@as_root
+def test_no_other_user_reaches_the_servers(open_folder: Path) -> None:
+    nobody = as_nobody(pwd.getpwnam("nobody"), open_folder)
+    python = nobody.pop("python")
+    # Redis as its own user alone: nobody may be whom they run as here.
+    with EmbeddedPostgres(open_folder, options=UNSAFE) as postgres, EmbeddedRedis(open_folder) as r:
+        paths = [open_folder / "postgres" / ".s.PGSQL.5432", r.socket_path]
+        owner = Path(f"/proc/{r.pid}").stat().st_uid
+        assert all(path.exists() and path.parent.stat().st_mode & 0o077 == 0 for path in paths)
+        if owner != pwd.getpwnam("nobody").pw_uid:
+            done = subprocess.run(
+                [python, "-c", OTHERS, *paths], capture_output=True, text=True, **nobody
+            )
+            assert done.stdout.split() == ["refused", "refused"]
+        for pid in (postgres.pid, r.pid):
+            assert psutil.Process(pid).net_connections("inet") == []
+
+
+def test_servers_get_no_secret_of_ours(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "canary-in-the-environment")
+    monkeypatch.setenv("TZ", "UTC")
+    with EmbeddedPostgres(state, options=UNSAFE, variables={"OWN": "1"}) as server:
+        given = Path(f"/proc/{server.pid}/environ").read_bytes().decode().split("\0")
+
+    names = {each.partition("=")[0] for each in given if each}
+    assert "TZ" in names
+    assert "OWN" in names
+    assert names <= {"PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LC_ALL", "OWN"}
+
+
+@pytest.mark.parametrize("name", ["redis", "redis.log", "redis.lock", "redis.alive"])
+def test_planted_links_are_refused(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir() if name == "redis" else victim.write_text("of another\n")
+    before = victim.stat()
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / name).symlink_to(victim)
+
+    with pytest.raises(EmbeddedError, match=rf"{name} is a link.*TASKSVC_STATE_DIR"):
+        EmbeddedRedis(state).start()
+
+    assert (victim.stat().st_uid, victim.stat().st_mtime_ns) == (before.st_uid, before.st_mtime_ns)
+
+
+def test_planted_hard_link_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("of another\n")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "redis.log").hardlink_to(victim)
+
+    with pytest.raises(EmbeddedError, match=r"redis\.log is not a file of its own"):
+        EmbeddedRedis(state).start()
+
+    assert victim.read_text() == "of another\n"
+
+
+def test_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+
+    with pytest.raises(EmbeddedError, match=r"can be written by other users.* chmod go-w"):
+        EmbeddedRedis(tmp_path).start()
+
+
+@as_root
+@pytest.mark.parametrize("link", [False, True])
+def test_folder_of_another_user_is_refused(tmp_path: Path, link: bool) -> None:
+    state = tmp_path / "state"
+    state.symlink_to(tmp_path) if link else state.mkdir()
+    os.chown(state, 12345, 12345, follow_symlinks=False)
+
+    with pytest.raises(EmbeddedError, match="state belongs to user 12345"):
+        EmbeddedRedis(state).start()
+
+    assert [path.name for path in state.iterdir()] == (["state"] if link else [])
+
+
+@as_root
+def test_home_of_another_name_is_not_given_away(tmp_path: Path) -> None:
+    """What is where a folder was to be made is not followed."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(victim)
+
+    with pytest.raises(OSError, match="link"):
+        account_for(tmp_path / "home").own(link)
+
+    assert victim.stat().st_uid == 0
+
+
+def test_files_are_private(open_folder: Path, cache: EmbeddedRedis) -> None:
+    for path in cache.state_dir.iterdir():
+        assert path.lstat().st_mode & 0o077 == 0, path
 
 
 # --- who runs them
@@ -491,7 +608,7 @@ def test_programs_out_of_reach_are_copied_once(
 ) -> None:
     hide_programs(tmp_path, monkeypatch)
     # The state folder, while it can be reached; when not, the cache, which has a copy already.
-    monkeypatch.setattr(copies, "_CACHE", open_folder / "postgres")
+    monkeypatch.setattr(copies, "_CACHE", open_folder)
     for folder in (open_folder, open_folder, state):
         told: list[str] = []
         with EmbeddedPostgres(folder, announce=told.append, options=UNSAFE) as server:
@@ -500,8 +617,8 @@ def test_programs_out_of_reach_are_copied_once(
             assert connection.ping()
         assert "from a copy of the wheel" in told[0]
 
-    assert len(list(open_folder.glob("postgres/programs-*"))) == 1
-    assert not list(state.glob("postgres/programs-*"))
+    assert len(list(open_folder.glob("programs-*"))) == 1
+    assert not list(state.glob("programs-*"))
 
 
 @as_root
@@ -545,8 +662,8 @@ def test_ordinary_user(open_folder: Path) -> None:
     owner.kill()
     assert_gone(*owner.pids)
 
-    with EmbeddedPostgres(state, options=UNSAFE) as server:  # and root keeps their owner
-        assert Path(f"/proc/{server.pid}").stat().st_uid == nobody.pw_uid
+    with pytest.raises(EmbeddedError, match=f"belongs to user {nobody.pw_uid}"):
+        EmbeddedPostgres(state).start()  # as root: who owns a folder may put links into it
 
 
 def as_nobody(nobody: pwd.struct_passwd, home: Path) -> dict[str, object]:
@@ -579,17 +696,17 @@ def as_nobody(nobody: pwd.struct_passwd, home: Path) -> dict[str, object]:
 # --- Redis
 
 
-def test_redis_answers_on_loopback_alone(cache: EmbeddedRedis) -> None:
+def test_redis_answers_on_its_socket_alone(cache: EmbeddedRedis) -> None:
     with client(cache.url) as connection:
         assert connection.ping()
-        assert connection.config_get("bind") == {"bind": "127.0.0.1"}
+        assert connection.config_get("port") == {"port": "0"}
         assert connection.config_get("save") == {"save": ""}
         assert connection.config_get("appendonly") == {"appendonly": "no"}
         assert connection.info("server")["process_id"] == cache.pid
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_redis_keeps_data_if_it_is_to_and_its_port(tmp_path: Path, end: str) -> None:
+def test_redis_keeps_data_if_it_is_to_and_its_url(tmp_path: Path, end: str) -> None:
     with EmbeddedRedis(tmp_path, persistent=True) as server:
         url, pid = server.url, server.pid
         with client(url) as connection:
@@ -625,19 +742,6 @@ def test_redis_on_a_taken_port_shows_why(tmp_path: Path) -> None:
         port = stranger.getsockname()[1]
         with pytest.raises(EmbeddedError, match=r"Address already in use.*redis\.log"):
             EmbeddedRedis(tmp_path, port=port).start()
-
-
-def test_redis_takes_another_port_when_it_lost_the_race(
-    cache: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tasksvc.embedded import redis as module
-
-    taken = int(cache.url.rpartition(":")[2].partition("/")[0])
-    free = module._free_port()
-    ports = iter([taken, taken, free])
-    monkeypatch.setattr(module, "_free_port", lambda: next(ports))
-    with EmbeddedRedis(tmp_path / "other") as server:
-        assert server.url == f"redis://127.0.0.1:{free}/0"
 
 
 def test_old_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

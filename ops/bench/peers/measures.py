@@ -184,7 +184,7 @@ class PeerBench:
         )
 
     def _redis_of(self, number: int) -> str:
-        return urlsplit(self._bench.redis.url)._replace(path=f"/{number}").geturl()
+        return urlsplit(self._bench.redis_url)._replace(path=f"/{number}").geturl()
 
 
 class OwnBench:
