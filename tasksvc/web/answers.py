@@ -50,8 +50,12 @@ class Answer(web.StreamResponse):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status=status, headers=headers)
-        self._pieces = (body,) if isinstance(body, bytes) else body
-        self._size = sum(map(len, self._pieces))
+        if isinstance(body, bytes):
+            self._pieces: Sequence[bytes] = (body,)
+            self._size = len(body)
+        else:
+            self._pieces = body
+            self._size = sum(map(len, body))
         self._type = content_type
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
@@ -59,7 +63,7 @@ class Answer(web.StreamResponse):
         connection: Connection = request.protocol  # type: ignore[assignment]
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        if connection.ends_with_this():
+        if connection.ends and connection.ends_with_this():
             self._keep_alive = False
         head = self._head(bool(self._keep_alive), request.version)
         # aiohttp keeps the answer for as long as the connection is idle, but not its body.
