@@ -140,7 +140,8 @@ class Runner(web.AppRunner):
             keepalive_timeout=keepalive_seconds,
             # After an answer the rest of a body has as much time as the whole had.
             lingering_time=app[LIMITS].body_timeout_seconds,
-            shutdown_timeout=5.0,
+            # The process is ended hard 5 s after the grace period: this must not take all of it.
+            shutdown_timeout=1.0,
         )
 
     async def _make_server(self) -> web.Server:

@@ -267,6 +267,17 @@ def test_handlers_that_are_not_imported_end_the_start_before_a_server(
     assert not (tmp_path / ".tasksvc").exists()
 
 
+async def test_error_of_handlers_that_closed_the_terminal_is_in_the_log(
+    tasksvc: Tasksvc, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text("import sys; sys.stderr.close(); 1 / 0")
+
+    done = tasksvc("run", TASKSVC_HANDLERS="broken")
+
+    assert done.returncode == 1
+    assert "broken can't be imported" in (tmp_path / "logs" / "app.log").read_text()
+
+
 async def test_modules_may_use_asyncio_when_they_are_imported(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -121,6 +122,20 @@ async def test_process_ends_whatever_its_handlers_have_left(start_service: Start
     assert query(service.env["DATABASE_URL"], "SELECT * FROM worker") == []
     assert query(service.env["DATABASE_URL"], "SELECT max(failures) FROM task") == [(1,)]
     await eventually(lambda: not leftovers.children(output))
+
+
+async def test_unfinished_request_does_not_outlast_the_stop(start_service: Start) -> None:
+    service = start_service(TASKSVC_GRACE_SECONDS=0, TASKSVC_BODY_TIMEOUT_SECONDS=60)
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.sendall(
+            b"POST /task HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        service.create()  # what was sent before is read by now
+
+        assert service.stop() == 0
+
+    assert query(service.env["DATABASE_URL"], "SELECT * FROM worker") == []
 
 
 async def test_third_signal_ends_a_process_whose_event_loop_is_blocked(
