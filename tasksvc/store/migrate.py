@@ -72,7 +72,6 @@ async def migrate(database: Database) -> list[str]:
             log.info(
                 f"Migrations applied: {len(applied)}, the last one is {applied[-1]}",
                 action="migrated",
-                migrations=applied,
             )
         await session.close()
 

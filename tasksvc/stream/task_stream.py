@@ -481,10 +481,12 @@ class TaskStream:
             for lane in lanes:
                 pipeline.xgroup_create(self._keys.stream(lane), GROUP, id=_START, mkstream=True)
             _, *answers = await pipeline.execute(raise_on_error=False)
-        for lane, answer in zip(lanes, answers, strict=True):
-            if not isinstance(answer, ResponseError):
-                self._note_made(lane)
-            elif "BUSYGROUP" not in str(answer):
+        answered = list(zip(lanes, answers, strict=True))
+        self._note_made(
+            [lane for lane, answer in answered if not isinstance(answer, ResponseError)]
+        )
+        for lane, answer in answered:
+            if isinstance(answer, ResponseError) and "BUSYGROUP" not in str(answer):
                 await self._make_group(lane)
 
     async def _make_group(self, lane: Lane) -> None:
@@ -498,12 +500,12 @@ class TaskStream:
                 raise
             await self._put_aside(stream)
             await self._commands.xgroup_create(stream, GROUP, id=_START, mkstream=True)
-        self._note_made(lane)
+        self._note_made([lane])
 
-    def _note_made(self, lane: Lane) -> None:
-        stream = self._keys.stream(lane)
-        log.info("The consumer group is made", action="group_made", stream=stream)
-        self.lost_at[lane] = time.monotonic()
+    def _note_made(self, lanes: list[Lane]) -> None:
+        if lanes:
+            log.info("Consumer groups made", action="group_made", streams=len(lanes))
+            self.lost_at.update(dict.fromkeys(lanes, time.monotonic()))
 
     async def _put_aside(self, key: str) -> None:
         """Somebody wrote over a key of ours. That is not deleted."""
