@@ -228,8 +228,8 @@ async def test_http_ops_has_no_tasks_and_port_0_takes_any(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     service = ServiceProcess(tmp_path, environment | {"TASKSVC_HTTP": "ops", "PORT": "0"})
-    service.start()
     try:
+        service.start()
         found = re.search(r"Ready on=(http://127\.0\.0\.1:\d+)", service.output())
         assert found
         service.url = found[1]
@@ -290,8 +290,8 @@ async def test_modules_may_use_asyncio_when_they_are_imported(
         "    return VALUE\n"
     )
     service = ServiceProcess(tmp_path, environment | {"TASKSVC_HANDLERS": "early"})
-    service.start()
     try:
+        service.start()
         id = service.create(kind="early")["id"]
         await eventually(lambda: service.task(id)["status"] == "completed")
         assert service.task(id)["result"] == 5
@@ -321,8 +321,8 @@ async def test_start_says_little_and_the_url_last(tmp_path: Path, free_port: int
     service = ServiceProcess(
         tmp_path, clean_environment(PORT=free_port, TASK_CONSUMER_WORKERS=0, LOG_LEVEL="info")
     )
-    service.start()
     try:
+        service.start()
         lines = service.output().splitlines()
         assert f"Ready on={service.url}" in "".join(lines[-3:])
         assert sum("Migrations applied" in line for line in lines) == 1

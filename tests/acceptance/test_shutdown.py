@@ -93,8 +93,8 @@ async def test_start_that_ignores_sighup_goes_on_without_a_terminal(
     """As `nohup tasksvc run` asks for."""
     command = ["nohup", sys.executable, "-m", "tasksvc", "run"]
     service = ServiceProcess(tmp_path, environment, command)
-    service.start()
     try:
+        service.start()
         service.process.send_signal(signal.SIGHUP)
 
         assert service.create()
