@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, cast
 
 import structlog
@@ -139,6 +140,9 @@ class Connection(RequestHandler):
         return bool(self._messages) or (self._waiter is None and self._request_count > 0)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        task = self._task_handler
+        if task is not None and not _has_begun(task):
+            task.cancel()  # aiohttp expects that a connection lives until its task has begun
         super().connection_lost(exc)
         self._body = None
         self._wake()
@@ -214,3 +218,7 @@ class Connection(RequestHandler):
             error.__traceback__ = None  # or it and its request would keep each other
         else:
             super().log_exception(*args, **kwargs)
+
+
+def _has_begun(task: asyncio.Task[None]) -> bool:
+    return getcoroutinestate(cast(Coroutine[Any, Any, None], task.get_coro())) != CORO_CREATED

@@ -168,6 +168,21 @@ async def test_connection_is_refused_where_none_is_idle(
     assert closed(tight, "refused") >= 1
 
 
+async def test_connections_that_are_refused_and_gone_at_once_are_no_errors(
+    tight: ServiceProcess, wires: Callable[[int], Wire]
+) -> None:
+    half = request("POST", "/task", JSON, "Content-Length: 100") + b"{"
+    for _ in range(MAX_CONNECTIONS):
+        wires(tight.port).send(half)
+    for _ in range(300):
+        with Wire(tight.port) as wire:
+            wire.send(half)
+            wire.reset()
+
+    await eventually(lambda: tight.get("/health")[0] == 200)
+    assert "Traceback" not in tight.output()
+
+
 def refusal(port: int) -> str | None:
     """What a connection that says nothing is answered at once."""
     with Wire(port) as wire:
