@@ -75,7 +75,7 @@ async def _serve(settings: Settings, ending: Ending, app: web.Application) -> No
                 workers=settings.workers,
                 version=__version__,
             )
-        await stop.is_asked.wait()
+        await stop.wait()
         await stop.drain()
         # Health tells it, and reads are answered, while what runs may end.
         app[HEALTH].is_stopping = True
@@ -103,6 +103,15 @@ class _Stop:
         else:
             self._is_hurried.set()
             self._app[POOL].hurry()
+
+    async def wait(self) -> None:
+        """Waits for the first signal. Only a signal stops the service: a handler may cancel all the
+        tasks of the event loop, and this one with them."""
+        while not self.is_asked.is_set():
+            try:
+                await self.is_asked.wait()
+            except asyncio.CancelledError:
+                log.warning("A handler has canceled the service, which goes on", action="goes_on")
 
     async def drain(self) -> None:
         """Serves on with readiness off, until a balancer sends nothing more."""
