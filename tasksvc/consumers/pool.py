@@ -93,9 +93,10 @@ class ConsumerPool:
         return len(self._running)
 
     def reserve(self, count: int) -> Take | None:
-        """Places for tasks that are about to be created, of a consumer that waits for any."""
+        """Places on the event loop for tasks that are about to be created, of a consumer that waits
+        for any."""
         for consumer in self._consumers:
-            if take := consumer.reserve(count):
+            if consumer.places.run_in == "loop" and (take := consumer.reserve(count)):
                 return take
         return None
 

@@ -102,3 +102,18 @@ async def test_threads_that_hang_keep_no_coroutine_waiting(two: list[ServiceProc
         await eventually(
             lambda service=service: service.metric("tasksvc_threads_lingering") == 1, 10
         )
+
+
+async def test_task_that_starts_where_it_is_created_takes_a_place_on_the_loop(
+    start_service: Start,
+) -> None:
+    service = start_service(
+        TASKSVC_HANDLERS="tests.handlers.shop", TASK_CONSUMER_CONCURRENCY=1, TASKSVC_THREADS=20
+    )
+    service_ids = [create(service, "sleep", "2") for _ in range(4)]
+
+    await eventually(lambda: service.task(service_ids[0])["status"] == "processing")
+
+    statuses = sorted(service.task(id)["status"] for id in service_ids)
+    assert statuses == ["pending"] * 3 + ["processing"]
+    assert service.metric('tasksvc_places_in_use{run_in="thread"}') == 0
