@@ -30,6 +30,10 @@ _FRAMES = 50
 _CHAIN = 60
 """More causes of causes would hardly fit, and thousands of them take a second to format."""
 
+_FORMATTED = 200
+"""Errors that are formatted with all that led to them, members of groups as well. Python formats
+each member as often as it is in a group, so 30 groups within each other can hold a billion."""
+
 _MEMBERS = 10_000
 """Of a group of exceptions, those that are looked at."""
 
@@ -147,7 +151,7 @@ def trace(error: BaseException) -> str | None:
     if _is_a(error, RaisedElsewhere):
         return error.traceback  # type: ignore[attr-defined,no-any-return]
     try:
-        if len(chain := list(_chain(error))) < _CHAIN:
+        if len(chain := list(_chain(error))) < _CHAIN and _is_small(error):
             parts = traceback.format_exception(error, limit=-_FRAMES)
         else:
             parts = [part for each in reversed(chain) for part in _parts(each)]
@@ -241,12 +245,30 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         each = attributes["__cause__"].__get__(each) or attributes["__context__"].__get__(each)
 
 
+def _is_small(error: BaseException) -> bool:
+    """Whether there is not too much to format. It goes where Python's `traceback` goes."""
+    waiting, seen = [error], set[int]()
+    for _ in range(_FORMATTED):
+        if not waiting:
+            return True
+        each = waiting.pop()
+        seen.add(id(each))
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
+        led_to_it = (each.__cause__, each.__context__)
+        waiting += [one for one in led_to_it if one is not None and id(one) not in seen]
+    return False
+
+
 def _parts(error: BaseException) -> list[str]:
-    """A traceback without the chain of the error."""
-    stack = traceback.format_tb(
-        BaseException.__dict__["__traceback__"].__get__(error), limit=-_FRAMES
-    )
-    return ["\nTraceback (most recent call last):\n", *stack, f"{_name(error)}: {_text(error)}\n"]
+    """A traceback without the chain of the error; of a group, the first of its members follow."""
+    parts = ["\nTraceback (most recent call last):\n"]
+    parts += traceback.format_tb(_TRACEBACK.__get__(error), limit=-_FRAMES)
+    parts.append(f"{_name(error)}: {_text(error)}\n")
+    if _is_a(error, BaseExceptionGroup):
+        for each in islice(_members(error), _NAMED_MEMBERS):
+            parts += _parts(each)
+    return parts
 
 
 def _wait(after_seconds: object) -> float | None:

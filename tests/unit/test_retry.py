@@ -388,6 +388,10 @@ ODD: dict[str, Exception] = {
     "attributes of slots": OSError(10**400, "\0", "\ud800"),
 }
 ODD["group of them"] = ExceptionGroup("all", list(ODD.values()))
+ODD["group of itself"] = type("G", (ExceptionGroup,), {"exceptions": property(lambda self: [self])})(
+    "g", [ValueError()]
+)
+ODD["wide group"] = ExceptionGroup("g", [raised(ValueError()) for _ in range(20_000)])
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -406,6 +410,19 @@ def test_odd_error_is_a_failure_like_any_other(name: str) -> None:
         assert len(text.encode()) < 12_000
         assert len(outcome.error["message"]) <= MESSAGE_LENGTH
     assert time.monotonic() - began < 2
+
+
+def test_group_with_the_same_member_many_times_is_described_at_once() -> None:
+    error = raised(ValueError("the reason"))
+    for _ in range(30):
+        error = ExceptionGroup("g", [error, error])  # a billion of them
+    began = time.monotonic()
+
+    outcome = after(error)
+
+    assert time.monotonic() - began < 0.5
+    assert outcome.traceback is not None
+    assert "ValueError: the reason" in outcome.traceback
 
 
 def test_failure_has_its_traceback() -> None:
