@@ -63,6 +63,16 @@ def test_service_still_works_in_every_way(
     assert (status, json.loads(body)) == (200, {"status": "ok"})
 
 
+def test_service_goes_on_after_a_handler_cancels_all_tasks_of_the_loop(zoo: ServiceProcess) -> None:
+    for _ in range(2):
+        id = zoo.create(kind="cancels-all-tasks-of-the-loop")["id"]
+
+        assert zoo.wait(id, 10)["result"] == "done"
+        assert zoo.wait(zoo.create(kind="canary")["id"], 10)["result"] == "sings"
+    status, _, body = zoo.get("/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok"})
+
+
 async def test_longest_wait_of_a_group_is_waited_for(zoo: ServiceProcess) -> None:
     id = zoo.create(kind="wait-for-retry")["id"]
 

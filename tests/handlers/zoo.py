@@ -611,6 +611,13 @@ async def canary(content: str, ctx: Context) -> str:
     return "sings"
 
 
+@handler("cancels-all-tasks-of-the-loop", max_attempts=1)
+async def cancels_all_tasks_of_the_loop(content: str, ctx: Context) -> str:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    return "done"
+
+
 @handler("wait-for-retry", max_attempts=2)
 def asks_for_a_retry(content: str, ctx: SyncContext) -> None:
     raise ExceptionGroup("many", [ValueError(), Retry(after_seconds=timedelta(hours=1))])

@@ -388,9 +388,9 @@ ODD: dict[str, Exception] = {
     "attributes of slots": OSError(10**400, "\0", "\ud800"),
 }
 ODD["group of them"] = ExceptionGroup("all", list(ODD.values()))
-ODD["group of itself"] = type("G", (ExceptionGroup,), {"exceptions": property(lambda self: [self])})(
-    "g", [ValueError()]
-)
+ODD["group of itself"] = type(
+    "G", (ExceptionGroup,), {"exceptions": property(lambda self: [self])}
+)("g", [ValueError()])
 ODD["wide group"] = ExceptionGroup("g", [raised(ValueError()) for _ in range(20_000)])
 
 
