@@ -90,6 +90,8 @@ class Connection(RequestHandler):
         # Each byte that the system does not take is noticed.
         cast(asyncio.WriteTransport, transport).set_write_buffer_limits(high=0)
         super().connection_made(transport)
+        if self._task_handler is not None:
+            self._task_handler.add_done_callback(self._ended)
 
     def data_received(self, data: bytes) -> None:
         # In pieces, so that no head is much larger than it may be before that is noticed.
@@ -138,6 +140,12 @@ class Connection(RequestHandler):
         if not self._messages:
             self._close = True  # after the request that is being answered, if there is one
         return bool(self._messages) or (self._waiter is None and self._request_count > 0)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Closes a connection whose task was canceled by a handler: aiohttp would leave it open,
+        and whoever asks there gets no answer."""
+        if task.cancelled() and self.transport is not None:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         task = self._task_handler
