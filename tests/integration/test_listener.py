@@ -43,7 +43,7 @@ async def listening(stream: TaskStream, heard: StopLost) -> AsyncIterator[Loop]:
         await loop.stop(1)
 
 
-async def tell(stream: TaskStream, heard: Heard, id: str, within_seconds: float = 5.0) -> None:
+async def tell(stream: TaskStream, heard: Heard, id: str, within_seconds: float = 15.0) -> None:
     """Repeats it until it is heard: nobody listens while the connection is being made."""
 
     async def is_heard() -> bool:
