@@ -72,15 +72,15 @@ bench-peers: $(INSTALLED) ## the same beside Celery, arq, SAQ, Procrastinate, Bu
 test test-fast: export PYTHONDONTWRITEBYTECODE =
 
 # The monitoring is tested with the real Prometheus, and wrong clocks with libfaketime. Where Debian's packages can't be
-# had, their tests are left out, and say so.
+# had, their tests are left out, and say so. Packets are dropped by iptables; without it a proxy keeps silent.
 test: export TASKSVC_NO_PROMETHEUS = $(shell command -v prometheus >/dev/null || $(CAN_INSTALL) || echo 1)
 test: export TASKSVC_NO_FAKETIME = $(shell $(HAS_FAKETIME) || $(CAN_INSTALL) || echo 1)
 CAN_INSTALL := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 HAS_FAKETIME := ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1
 test-tools:
-	@{ command -v prometheus >/dev/null && $(HAS_FAKETIME); } || ! $(CAN_INSTALL) || { \
-		echo "Installing Debian's prometheus and libfaketime for the tests" && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus libfaketime >/dev/null; }
+	@{ command -v prometheus && command -v ip && command -v iptables && $(HAS_FAKETIME); } >/dev/null || ! $(CAN_INSTALL) || { \
+		echo "Installing Debian's prometheus, libfaketime, iproute2 and iptables for the tests" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus libfaketime iproute2 iptables >/dev/null; }
 
 # redis-benchmark comes in none of the wheels. Without it there is one reference less, and the table says so.
 bench-tools:

@@ -25,8 +25,19 @@ import click
 from tests.faults import nemesis
 from tests.faults.checker import check
 from tests.faults.client import Client, OnceKeys
-from tests.faults.evidence import drain, gather, sample
-from tests.faults.history import Evidence, Operation, Recovery, Sample, clocks_jumped, story
+from tests.faults.evidence import drain, footprints, gather, largest, sample, settle
+from tests.faults.fault import FAULTS, Scene
+from tests.faults.history import (
+    Evidence,
+    Injection,
+    Operation,
+    Recovery,
+    Sample,
+    Seen,
+    clocks_jumped,
+    story,
+)
+from tests.faults.waiting import Stopwatch
 from tests.faults.world import Clocks, World
 
 CLIENTS = 8
@@ -60,6 +71,7 @@ class Run:
         self._operations: list[Operation] = []
         self._samples: list[Sample] = []
         self._injected: Counter[str] = Counter()
+        self._seen = Seen()
         self._recoveries: list[Recovery] = []
         self._probes = itertools.count()
 
@@ -83,6 +95,7 @@ class Run:
         loading.start()
         try:
             self._samples = sample(self._world, 1.5)
+            footprint = largest(footprints(self._world))
             self._break_things()
         finally:
             over.set()
@@ -90,8 +103,11 @@ class Run:
             self._tell("heals everything")
             nemesis.heal(self._world)
         drain(self._world, self._tell)
+        settle(self._world, footprint)
         return gather(
             self._world,
+            footprint=footprint,
+            seen=self._seen,
             operations=self._operations,
             samples=self._samples,
             recoveries=self._recoveries,
@@ -109,22 +125,29 @@ class Run:
                 chance.shuffle(deck)
             name = deck.pop()
             self._tell(f"breaks {name}")
-            nemesis.FAULTS[name](nemesis.Scene(self._world, chance))
+            started = time.time()
+            FAULTS[name](Scene(self._world, chance, seen=self._seen))
+            if not self._seen.knows(name, started):
+                self._seen.injections.append(Injection(name, started, time.time()))
             nemesis.heal(self._world)
             self._injected[name] += 1
             self._recoveries.append(Recovery(name, self._recover()))
             time.sleep(chance.uniform(self._plan.quiet_seconds / 2, self._plan.quiet_seconds))
 
     def _recover(self) -> float:
-        """The seconds until a task is created and completed again."""
-        started = time.monotonic()
-        while (seconds := time.monotonic() - started) < RECOVERY_SECONDS:
+        """The seconds until a task is created and completed again, of a machine that has nothing
+        else to do."""
+        watch = Stopwatch(self._pids())
+        while (seconds := watch.seconds(self._pids())) < RECOVERY_SECONDS:
             try:
                 if self._probe():
-                    return time.monotonic() - started
+                    return watch.seconds(self._pids())
             except OSError:  # not yet
                 time.sleep(0.02)
         return seconds
+
+    def _pids(self) -> list[int]:
+        return [service.process.pid for service in self._world.services]
 
     def _probe(self) -> bool:
         """One task from a client of its own, to its end; False when it's refused."""

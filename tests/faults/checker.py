@@ -3,14 +3,15 @@
 In the manner of Jepsen's checkers: what the clients saw (an answer that never came is an unknown
 outcome, not a failure), what the database went through, what the handlers did, and what is left.
 It is pure, and itself tested by mutants of the service (`test_mutants.py`). Here is what holds for
-every task; what its options promise is in `option_invariants.py`.
+every task; what its options promise is in `option_invariants.py`, and what holds beside bad clients
+and handlers in `side_invariants.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from tests.faults import option_invariants  # noqa: F401 - adds its own
+from tests.faults import option_invariants, side_invariants  # noqa: F401 - they add their own
 from tests.faults.audit import FINAL, is_rescue
 from tests.faults.history import Evidence
 from tests.faults.invariant import INVARIANTS, Found, Violation, invariant

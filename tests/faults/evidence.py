@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import redis
 
 from tests.faults import audit
-from tests.faults.history import Effect, Evidence, Sample
+from tests.faults.history import Effect, Evidence, Footprint, Sample
+from tests.faults.side_invariants import has_grown
 from tests.faults.world import CANARY, WORKERS, World
 from tests.harness import query
 
 DRAIN_SECONDS = 60.0
+SETTLE_SECONDS = 40.0
+"""Longer than the service keeps an answer that nobody reads."""
 
 
 def sample(world: World, seconds: float) -> list[Sample]:
@@ -52,6 +57,30 @@ def drain(world: World, tell: Callable[[str], None], within_seconds: float = DRA
         time.sleep(0.2)
 
 
+def footprints(world: World) -> list[Footprint]:
+    """What each service that runs holds now."""
+    found = []
+    for service in world.services:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(service.process.pid)
+            found.append(Footprint(process.memory_info().rss / 2**20, process.num_fds()))
+    return found
+
+
+def largest(each: list[Footprint]) -> Footprint:
+    return Footprint(max(one.megabytes for one in each), max(one.descriptors for one in each))
+
+
+def settle(world: World, before: Footprint, within_seconds: float = SETTLE_SECONDS) -> None:
+    """Waits until no service holds much more than at the beginning, or for the time that it may
+    take."""
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        if not any(has_grown(before, now) for now in footprints(world)):
+            return
+        time.sleep(0.5)
+
+
 def gather(world: World, **seen: Any) -> Evidence:
     """The evidence of a run: what was seen from outside, and all that is kept inside."""
     url = world.database_url
@@ -70,9 +99,12 @@ def gather(world: World, **seen: Any) -> Evidence:
         stream_depth=depth,
         stream_pending=pending,
         consumers=max(map(len, groups)),
-        expected_consumers=len(world.services) * WORKERS,
+        # Threads and processes have one of their own.
+        expected_consumers=len(world.services) * (WORKERS + 2),
         counted=_counted(world),
         logs=world.logs(),
+        log_lines=world.log_lines(),
+        footprints=footprints(world),
         secrets=(CANARY,),
         **seen,
     )
@@ -105,7 +137,10 @@ def _stream(world: World) -> tuple[int, int]:
         return (depth, pending) if streams else (-1, -1)
 
 
-def _counted(world: World) -> dict[str, int]:
+def _counted(world: World) -> dict[str, int] | None:
+    """None when the service does not answer, which others see."""
     statuses = ("pending", "processing", "completed", "failed", "canceled")
     service = world.services[0]
-    return {status: int(service.metric(f'task_status{{status="{status}"}}')) for status in statuses}
+    with contextlib.suppress(OSError):
+        return {each: int(service.metric(f'task_status{{status="{each}"}}')) for each in statuses}
+    return None

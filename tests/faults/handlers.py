@@ -36,20 +36,20 @@ class Attempt(Protocol):
 async def obey(content: str, run: Attempt) -> None:
     """Does what the content says, and appends its start and end to the file `EFFECTS`."""
     orders = _orders(content)
-    _write("start", run)
+    note("start", run)
     try:
         await _sleep(orders, run)
         _raise(orders, run)
     except BaseException:
-        _write("stop", run)
+        note("stop", run)
         raise
-    _write("end", run)
+    note("end", run)
 
 
 def obey_sync(content: str, context: SyncContext) -> None:
     """The same, in a thread or a process."""
     orders = _orders(content)
-    _write("start", context)
+    note("start", context)
     deadline = time.monotonic() + _seconds(orders, context)
     try:
         while time.monotonic() < deadline:
@@ -58,9 +58,9 @@ def obey_sync(content: str, context: SyncContext) -> None:
             select.select([], [], [], 0.01)  # under libfaketime time.sleep raises EINVAL
         _raise(orders, context)
     except BaseException:
-        _write("stop", context)
+        note("stop", context)
         raise
-    _write("end", context)
+    note("end", context)
 
 
 @handler(THREAD_KIND, max_attempts=50)
@@ -78,7 +78,8 @@ def _file() -> int:
     return os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
-def _write(event: str, run: Attempt) -> None:
+def note(event: str, run: Attempt) -> None:
+    """Writes down what a handler does: `start`, `end` or `stop`."""
     line = {
         "event": event,
         "id": run.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,6 +61,50 @@ class Recovery:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A fault, from its begin to its end. Times are `time.time()`."""
+
+    fault: str
+    started: float
+    ended: float
+    kills: bool = True
+    """It may have stopped a process, a server or the network between them. One that only sent
+    requests or created tasks must not cost any other task its worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The longest time that a service which nobody stopped took to answer `/health/live` during a
+    fault; infinite when it did not answer or was gone."""
+
+    fault: str
+    seconds: float
+    bound_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a service holds while nobody asks anything of it."""
+
+    megabytes: float
+    descriptors: int
+
+
+@dataclass
+class Seen:
+    """What the faults themselves saw of the service."""
+
+    injections: list[Injection] = field(default_factory=list)
+    pulses: list[Pulse] = field(default_factory=list)
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """To bad clients: how many of each kind of request were answered with each status."""
+
+    def knows(self, fault: str, since: float) -> bool:
+        """Whether the fault has written itself down."""
+        return any(each.fault == fault and each.started >= since for each in self.injections)
+
+
 @dataclass
 class Evidence:
     """All that is known about a run."""
@@ -77,6 +121,13 @@ class Evidence:
     """Of each schedule, for how many seconds its next moment has been due."""
     samples: list[Sample] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
+    seen: Seen = field(default_factory=Seen)
+    footprint: Footprint | None = None
+    """At the beginning, the largest of all services; None when nobody looked."""
+    footprints: list[Footprint] = field(default_factory=list)
+    """Of each service at the end."""
+    log_lines: list[bytes] = field(default_factory=list)
+    """Of the log files."""
     stream_depth: int = 0
     stream_pending: int = 0
     consumers: int = 0
@@ -98,8 +149,13 @@ class Evidence:
 
     @cached_property
     def contents(self) -> dict[str, dict[str, Any]]:
-        """What each task was to do, by its id."""
-        return {row.id: json.loads(row.content) for row in self.rows}
+        """What each task was to do, by its id; nothing for one that no good client made."""
+        return {row.id: _orders(row.content) for row in self.rows}
+
+    @property
+    def kills(self) -> int:
+        """How many faults may have stopped a process in the middle of a line."""
+        return sum(injection.kills for injection in self.seen.injections)
 
     @cached_property
     def by_task(self) -> dict[str, list[Event]]:
@@ -107,6 +163,14 @@ class Evidence:
         for event in self.events:
             found[event.id].append(event)
         return found
+
+
+def _orders(content: str) -> dict[str, Any]:
+    try:
+        orders = json.loads(content)
+    except ValueError:
+        return {}
+    return orders if isinstance(orders, dict) else {}
 
 
 def clocks_jumped(faults: Iterable[str]) -> frozenset[str]:

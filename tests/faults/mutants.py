@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tasksvc.consumers.executor import Executor
+from tasksvc.consumers.guard import LoopGuard
+from tasksvc.consumers.running import Run
+from tasksvc.domain import outcome
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Hold, NewTask
+from tasksvc.logs import lines
 from tasksvc.store import queries
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream import task_stream
 from tasksvc.stream.task_stream import TaskStream
+from tasksvc.web import bodies
 
 
 def _replace_in_query(name: str, *replacements: tuple[str, str]) -> None:
@@ -122,6 +129,67 @@ def twice_alive() -> None:
     _replace_in_query("insert_special_tasks", (") AS live ON true", ") AS live ON false"))
 
 
+def lapse_while_blocked() -> None:
+    """The lease is not renewed for a loop that a handler blocks."""
+    LoopGuard._renew = lambda self: None  # type: ignore[method-assign]
+
+
+def hold_the_loop() -> None:
+    """A large body holds the loop for seconds."""
+    _after_large_bodies(lambda body: time.sleep(4))
+
+
+def keep_bodies() -> None:
+    """What large bodies were made to is never given back."""
+    kept = []
+    _after_large_bodies(lambda body: kept.append(body * 30))
+
+
+def fall_over() -> None:
+    """A large body is a fault of the service."""
+
+    def fail(body: bytearray) -> None:
+        raise RuntimeError
+
+    _after_large_bodies(fail)
+
+
+def _after_large_bodies(do: Callable[[bytearray], object]) -> None:
+    original = bodies._read_body
+
+    async def read(*args: Any) -> bytearray:
+        body = await original(*args)
+        if len(body) > _LARGE_BYTES:
+            do(body)
+        return body
+
+    bodies._read_body = read
+
+
+_LARGE_BYTES = 100_000
+
+
+def free_runs() -> None:
+    """A handler that fails is run some times more and not charged."""
+    original = Executor.after
+
+    def after(self: Executor, error: BaseException, run: Run) -> Outcome | None:
+        if run.claim.attempt < _FREE_RUNS:
+            return outcome.released(0.0)
+        return original(self, error, run)
+
+    Executor.after = after  # type: ignore[method-assign]
+
+
+_FREE_RUNS = 8
+
+
+def raw_lines() -> None:
+    """The newlines of a value are those of the log."""
+    original = lines._json
+    lines._json = lambda event: original(event).replace("\\n", "\n")
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -138,5 +206,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
         start_beyond_the_limit,
         endless_attempts,
         twice_alive,
+        lapse_while_blocked,
+        hold_the_loop,
+        keep_bodies,
+        fall_over,
+        free_runs,
+        raw_lines,
     )
 }

@@ -1,4 +1,7 @@
-"""Every fault of the random runs: it breaks something, holds, and mends it."""
+"""The faults of servers, services, networks and clocks, and what all faults have in common.
+
+Those of clients and handlers are in `bad_clients.py` and `bad_handling.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,33 @@ import contextlib
 import os
 import random
 import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import psycopg2
 import redis
 
+from tests.faults import bad_clients, bad_handling  # noqa: F401 - they add their own
+from tests.faults.fault import FAULTS, Scene, fault
 from tests.faults.proxy import Mode, Proxy
 from tests.faults.world import LEASE_SECONDS, World, wipe
 from tests.harness import query
-
-Fault = Callable[["Scene"], None]
 
 _BACKENDS = "SELECT pid FROM pg_stat_activity WHERE usename = 'service'"
 _TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'service'"
 _CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = 'service'"
 
-FAULTS: dict[str, Fault] = {}
-"""By name: `whom.what`."""
-
-
-@dataclass
-class Scene:
-    """What a fault needs: the world, the chance, and how long to hold."""
-
-    world: World
-    random: random.Random
-    hold: Callable[[float], None] = time.sleep
-
-    def some_time(self, least: float = 0.3, most: float = 2.0) -> None:
-        self.hold(self.random.uniform(least, most))
-
 
 def chosen(patterns: str, world: World) -> list[str]:
-    """The names that match one of the patterns (`redis,service.kill,*.freeze`) and can be done
+    """The names that match one of the patterns (`redis,network.drop,*.freeze`) and can be done
     here. Raises ValueError when a pattern matches none."""
     names = [name for name in FAULTS if _is_possible(name, world)]
     found: list[str] = []
     for pattern in patterns.split(","):
-        matching = [n for n in names if fnmatch(n, pattern) or n.startswith(pattern + ".")]
+        matching = [
+            n for n in names if fnmatch(n, pattern) or n.startswith((f"{pattern}.", f"{pattern}_"))
+        ]
         if not matching:
             raise ValueError(f"no fault matches {pattern!r}; there are: {', '.join(names)}")
         found += matching
@@ -62,24 +50,18 @@ def _is_possible(name: str, world: World) -> bool:
 
 def heal(world: World) -> None:
     """Whatever was broken is whole again; every service runs."""
+    if world.wire is not None:
+        world.wire.heal()
     for proxy in (world.postgres_proxy, world.redis_proxy):
         proxy.heal()
     for service in world.services:
         world.restart(service)
 
 
-def _fault(whom: str) -> Callable[[Fault], Fault]:
-    def register(fault: Fault) -> Fault:
-        FAULTS[f"{whom}.{fault.__name__.strip('_')}"] = fault
-        return fault
-
-    return register
-
-
 # The service.
 
 
-@_fault("service")
+@fault("service")
 def kill(scene: Scene) -> None:
     victim = scene.random.choice(scene.world.services)
     victim.kill()
@@ -87,7 +69,7 @@ def kill(scene: Scene) -> None:
     victim.spawn()
 
 
-@_fault("service")
+@fault("service")
 def freeze(scene: Scene) -> None:
     """Longer than its lease: it comes back as a zombie."""
     victim = scene.random.choice(scene.world.services)
@@ -96,14 +78,14 @@ def freeze(scene: Scene) -> None:
     os.kill(victim.process.pid, signal.SIGCONT)
 
 
-@_fault("service")
+@fault("service")
 def stop(scene: Scene) -> None:
     victim = scene.random.choice(scene.world.services)
     _stop(victim.stop, signal.SIGTERM)
     victim.spawn()
 
 
-@_fault("service")
+@fault("service")
 def stop_twice(scene: Scene) -> None:
     victim = scene.random.choice(scene.world.services)
     victim.process.send_signal(signal.SIGTERM)
@@ -127,40 +109,40 @@ def _redis(scene: Scene) -> Iterator[redis.Redis]:
         yield client
 
 
-@_fault("redis")
+@fault("redis")
 def flush(scene: Scene) -> None:
     with _redis(scene) as client:
         client.flushall()
 
 
-@_fault("redis")
+@fault("redis")
 def delete(scene: Scene) -> None:
     with _redis(scene) as client:
         client.delete(*scene.world.streams(client))
 
 
-@_fault("redis")
+@fault("redis")
 def destroy_group(scene: Scene) -> None:
     with _redis(scene) as client:
         for stream in scene.world.streams(client):
             client.xgroup_destroy(stream, "tasksvc")
 
 
-@_fault("redis")
+@fault("redis")
 def wrong_type(scene: Scene) -> None:
     with _redis(scene) as client:
         for stream in scene.world.streams(client):
             client.set(stream, "not a stream")
 
 
-@_fault("redis")
+@fault("redis")
 def trim(scene: Scene) -> None:
     with _redis(scene) as client:
         for stream in scene.world.streams(client):
             client.xtrim(stream, maxlen=0, approximate=False)
 
 
-@_fault("redis")
+@fault("redis")
 def junk(scene: Scene) -> None:
     with _redis(scene) as client:
         key = scene.world.redis_key
@@ -170,7 +152,7 @@ def junk(scene: Scene) -> None:
         client.xadd(key, {"id": str(uuid.uuid4())})
 
 
-@_fault("redis")
+@fault("redis")
 def duplicate(scene: Scene) -> None:
     with _redis(scene) as client:
         for stream in scene.world.streams(client):
@@ -178,7 +160,7 @@ def duplicate(scene: Scene) -> None:
                 client.xadd(stream, fields)
 
 
-@_fault("redis")
+@fault("redis")
 def kill_clients(scene: Scene) -> None:
     with _redis(scene) as client:
         for _ in range(scene.random.randint(2, 8)):
@@ -186,13 +168,13 @@ def kill_clients(scene: Scene) -> None:
             scene.hold(0.2)
 
 
-@_fault("redis")
+@fault("redis")
 def pause(scene: Scene) -> None:
     with _redis(scene) as client:
         client.execute_command("CLIENT", "PAUSE", "2000", "WRITE")
 
 
-@_fault("redis")
+@fault("redis")
 def out_of_memory(scene: Scene) -> None:
     with _redis(scene) as client:
         client.config_set("maxmemory", "1")
@@ -200,7 +182,7 @@ def out_of_memory(scene: Scene) -> None:
         client.config_set("maxmemory", "0")
 
 
-@_fault("redis")
+@fault("redis")
 def read_only(scene: Scene) -> None:
     with _redis(scene) as client:
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -208,7 +190,7 @@ def read_only(scene: Scene) -> None:
         client.execute_command("REPLICAOF", "NO", "ONE")
 
 
-@_fault("redis")
+@fault("redis")
 def no_replicas(scene: Scene) -> None:
     with _redis(scene) as client:
         client.config_set("min-replicas-to-write", "1")
@@ -216,7 +198,7 @@ def no_replicas(scene: Scene) -> None:
         client.config_set("min-replicas-to-write", "0")
 
 
-@_fault("redis")
+@fault("redis")
 def password(scene: Scene) -> None:
     with _redis(scene) as client:
         client.config_set("requirepass", "secret")
@@ -225,14 +207,14 @@ def password(scene: Scene) -> None:
         client.config_set("requirepass", "")
 
 
-@_fault("redis")
+@fault("redis")
 def kill_and_keep(scene: Scene) -> None:
     scene.world.redis.kill()
     scene.some_time()
     scene.world.redis.start()
 
 
-@_fault("redis")
+@fault("redis")
 def kill_and_lose(scene: Scene) -> None:
     scene.world.redis.kill()
     wipe(scene.world.redis.home)
@@ -240,7 +222,7 @@ def kill_and_lose(scene: Scene) -> None:
     scene.world.redis.start()
 
 
-@_fault("redis")
+@fault("redis")
 def _freeze(scene: Scene) -> None:
     os.kill(scene.world.redis.pid, signal.SIGSTOP)
     scene.some_time(0.5, 4)
@@ -250,14 +232,14 @@ def _freeze(scene: Scene) -> None:
 # PostgreSQL.
 
 
-@_fault("postgres")
+@fault("postgres")
 def restart(scene: Scene) -> None:
     scene.world.postgres.stop()
     scene.some_time(0, 1)
     scene.world.postgres.start()
 
 
-@_fault("postgres")
+@fault("postgres")
 def restart_immediately(scene: Scene) -> None:
     os.kill(scene.world.postgres.pid, signal.SIGQUIT)
     scene.hold(0.5)
@@ -265,14 +247,14 @@ def restart_immediately(scene: Scene) -> None:
     scene.world.postgres.start()
 
 
-@_fault("postgres")
+@fault("postgres")
 def _kill(scene: Scene) -> None:
     scene.world.postgres.kill()
     scene.some_time(0, 1)
     scene.world.postgres.start()
 
 
-@_fault("postgres")
+@fault("postgres")
 def freeze_backends(scene: Scene) -> None:
     pids = [pid for (pid,) in query(scene.world.database_url, _BACKENDS)]
     for pid in pids:
@@ -284,12 +266,12 @@ def freeze_backends(scene: Scene) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-@_fault("postgres")
+@fault("postgres")
 def terminate(scene: Scene) -> None:
     _repeat(scene, _TERMINATE)
 
 
-@_fault("postgres")
+@fault("postgres")
 def cancel(scene: Scene) -> None:
     _repeat(scene, _CANCEL)
 
@@ -300,7 +282,7 @@ def _repeat(scene: Scene, statement: str) -> None:
         scene.hold(0.1)
 
 
-@_fault("postgres")
+@fault("postgres")
 def lock(scene: Scene) -> None:
     connection = psycopg2.connect(scene.world.database_url)
     try:
@@ -311,7 +293,7 @@ def lock(scene: Scene) -> None:
         connection.close()
 
 
-@_fault("postgres")
+@fault("postgres")
 def _read_only(scene: Scene) -> None:
     url = scene.world.database_url
     query(url, "ALTER ROLE service SET default_transaction_read_only = on")
@@ -321,7 +303,7 @@ def _read_only(scene: Scene) -> None:
     query(url, _TERMINATE)
 
 
-@_fault("postgres")
+@fault("postgres")
 def out_of_connections(scene: Scene) -> None:
     url = scene.world.database_url
     query(url, "ALTER ROLE service CONNECTION LIMIT 0")
@@ -330,7 +312,7 @@ def out_of_connections(scene: Scene) -> None:
     query(url, "ALTER ROLE service CONNECTION LIMIT -1")
 
 
-@_fault("postgres")
+@fault("postgres")
 def full_disk(scene: Scene) -> None:
     ballast = scene.world.disk / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb") as file:
@@ -350,7 +332,7 @@ def full_disk(scene: Scene) -> None:
 def _network(name: str, mode: Callable[[random.Random], Mode]) -> None:
     for whose in ("postgres", "redis"):
 
-        def fault(scene: Scene, whose: str = whose) -> None:
+        def break_it(scene: Scene, whose: str = whose) -> None:
             proxy: Proxy = getattr(scene.world, f"{whose}_proxy")
             drawn = mode(scene.random)
             proxy.set(drawn)
@@ -359,7 +341,7 @@ def _network(name: str, mode: Callable[[random.Random], Mode]) -> None:
             scene.some_time(0.5, 3)
             proxy.heal()
 
-        FAULTS[f"network.{name}_{whose}"] = fault
+        FAULTS[f"network.{name}_{whose}"] = break_it
 
 
 _network("refuse", lambda chance: Mode(refuse=True))
@@ -371,9 +353,37 @@ _network("lose_replies_of", lambda chance: Mode(swallow_replies=True))
 _network("reset", lambda chance: Mode(cut_after_bytes=chance.randint(0, 500), reset=True))
 
 
-@_fault("network")
+@fault("network")
 def half_close(scene: Scene) -> None:
     scene.random.choice([scene.world.postgres_proxy, scene.world.redis_proxy]).half_close()
+
+
+_DROP_SECONDS = 26.0
+"""Longer than any time limit of the service: the keepalive of its connections ends them after 25
+seconds."""
+
+
+def _drop(whose: str) -> None:
+    def drop(scene: Scene) -> None:
+        """Every packet is lost, without a word, and then none. Where the world has no network of
+        its own the proxy keeps silent instead, and resets all connections at the end."""
+        proxy: Proxy = getattr(scene.world, f"{whose}_proxy")
+        seconds = _DROP_SECONDS + scene.random.uniform(0, 5)
+        if scene.world.wire is None:
+            proxy.set(Mode(silence=True))
+            scene.hold(seconds)
+            proxy.cut(reset=True)
+            proxy.heal()
+        else:
+            scene.world.wire.drop(proxy.port)
+            scene.hold(seconds)
+            scene.world.wire.heal()
+
+    FAULTS[f"network.drop_{whose}"] = drop
+
+
+for _whose in ("postgres", "redis"):
+    _drop(_whose)
 
 
 # The clocks.
@@ -392,7 +402,7 @@ def _wait_out(world: World) -> None:
 
 
 def _clock(whose: str) -> None:
-    def fault(scene: Scene) -> None:
+    def move(scene: Scene) -> None:
         assert scene.world.clocks is not None
         scene.world.clocks.move(whose, scene.random.choice([-3600, 3600]))
         scene.some_time(1, 4)
@@ -400,7 +410,7 @@ def _clock(whose: str) -> None:
         if whose == "postgres":
             _wait_out(scene.world)
 
-    FAULTS[f"clock.{whose}"] = fault
+    FAULTS[f"clock.{whose}"] = move
 
 
 for _whose in ("service", "postgres", "redis"):

@@ -41,7 +41,8 @@ def attempts_are_bounded(evidence: Evidence) -> Found:
         is_told_so = row.error_type == evidence.contents[id].get("error") == "Permanent"
         is_expired = row.error_type == "Expired" and events[-1].was == "pending"
         is_spent = row.failures == row.max_attempts
-        if row.status == "failed" and not (is_spent or is_told_so or is_expired):
+        is_bad = "is_bad" in evidence.contents[id]  # its handler may have said so by accident
+        if row.status == "failed" and not (is_spent or is_told_so or is_expired or is_bad):
             yield id, f"failed for good after {row.failures} of {row.max_attempts}"
         dead = sum(map(is_rescue, events))
         if dead > row.failures:

@@ -39,21 +39,27 @@ PASS = Mode()
 
 
 class Proxy:
-    """Listens on a port of its own and passes all on to `target` (a host and port, or a path)."""
+    """Listens on a port of its own and passes all on to `target` (a host and port, or a path).
 
-    def __init__(self, target: tuple[str, int] | str) -> None:
+    `listener` is a bound socket to listen on, which may be of another network; a port of loopback
+    otherwise.
+    """
+
+    def __init__(
+        self, target: tuple[str, int] | str, listener: socket.socket | None = None
+    ) -> None:
         self._target = target
+        self._listener = listener or _loopback()
         self._mode = PASS
         self._replied = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.port = 0
+        self.host, self.port = self._listener.getsockname()
 
     def __enter__(self) -> Proxy:
         self._thread.start()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = self._call(asyncio.start_server(self._serve, sock=self._listener))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,6 +166,12 @@ class Proxy:
                 raise ConnectionResetError
         writer.write(piece)
         await writer.drain()
+
+
+def _loopback() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
 
 
 def _end(writer: asyncio.StreamWriter, reset: bool) -> None:

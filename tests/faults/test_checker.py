@@ -6,9 +6,17 @@ import json
 
 import pytest
 
-from tests.faults.audit import AttemptRow, Event, TaskRow
+from tests.faults.audit import AttemptRow, Event, Lapse, TaskRow
 from tests.faults.checker import check
-from tests.faults.history import Evidence, Operation, Sample
+from tests.faults.history import (
+    Evidence,
+    Footprint,
+    Injection,
+    Operation,
+    Pulse,
+    Sample,
+    Seen,
+)
 
 
 def row(
@@ -79,7 +87,28 @@ NEVER_IN_HAND = Evidence(
 )
 
 
-@pytest.mark.parametrize("evidence", [GOOD, NEVER_TOLD, TOLD_LATER])
+def lapsed(*, kills: bool) -> Evidence:
+    """A worker that runs something is declared dead during a fault."""
+    return Evidence(
+        rows=[row("a")],
+        events=RUN,
+        attempts=[AttemptRow("a", 1, "canceled")],
+        lapses=[Lapse(0.5, "worker", 0.4)],
+        seen=Seen(injections=[Injection("some.fault", -1.0, 1.0, kills=kills)]),
+    )
+
+
+MANY_DESCRIPTORS = Evidence(footprint=Footprint(60, 50), footprints=[Footprint(60, 150)])
+SILENT = Evidence(seen=Seen(pulses=[Pulse("client.storm", float("inf"), 2.5)]))
+TORN_BY_A_DEATH = Evidence(
+    log_lines=[b'{"event":"a"}', b'{"eve'], seen=Seen(injections=[Injection("service.kill", 0, 1)])
+)
+TORN = Evidence(log_lines=[b'{"event":"a"}', b'{"eve'])
+
+
+@pytest.mark.parametrize(
+    "evidence", [GOOD, NEVER_TOLD, TOLD_LATER, lapsed(kills=True), TORN_BY_A_DEATH]
+)
 def test_good_evidence_is_green(evidence: Evidence) -> None:
     assert check(evidence) == []
 
@@ -97,6 +126,10 @@ def test_good_evidence_is_green(evidence: Evidence) -> None:
         (WRONG_ATTEMPT, "history_is_what_happened"),
         (TAKEN_AWAY, "finished_before_acknowledged"),
         (NEVER_IN_HAND, "finished_before_acknowledged"),
+        (lapsed(kills=False), "nobody_kills_a_worker"),
+        (MANY_DESCRIPTORS, "memory_comes_back"),
+        (SILENT, "living_services_answer"),
+        (TORN, "log_lines_are_json"),
     ],
 )
 def test_bad_evidence_is_red(evidence: Evidence, invariant: str) -> None:

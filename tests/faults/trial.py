@@ -15,8 +15,9 @@ from tests.faults import nemesis
 from tests.faults.audit import is_rescue
 from tests.faults.checker import check
 from tests.faults.client import Client, OnceKeys
-from tests.faults.evidence import drain, gather
-from tests.faults.history import Evidence, Operation, Recovery, clocks_jumped, story
+from tests.faults.evidence import drain, footprints, gather, largest, settle
+from tests.faults.fault import Fault, Scene
+from tests.faults.history import Evidence, Injection, Operation, Recovery, clocks_jumped, story
 from tests.faults.world import World
 from tests.harness import query
 
@@ -25,6 +26,9 @@ RECOVERY_SECONDS = 5.0
 
 _QUIET_OPERATIONS = 40
 """What the clients do before the fault begins."""
+
+_HOLD_SECONDS = 8.0
+"""Longer than any limit of a statement or a command. The random runs have more time."""
 
 _STATUS = "SELECT status FROM task WHERE id = %s"
 
@@ -63,20 +67,29 @@ def clients(world: World, operations: list[Operation], number: int = 4) -> Itera
         thread.join()
 
 
-def survive(world: World, fault: Callable[[nemesis.Scene], None], name: str) -> Evidence:
-    """The evidence of one fault; AssertionError when an invariant did not hold."""
+def survive(world: World, fault: Fault, name: str, hold_seconds: float = _HOLD_SECONDS) -> Evidence:
+    """The evidence of one fault, each step of which holds for so long at most; AssertionError when
+    an invariant did not hold."""
     reset(world)
     operations: list[Operation] = []
     recoveries = []
+    scene = Scene(world, random.Random(name), lambda s: time.sleep(min(s, hold_seconds)))
+    footprint = largest(footprints(world))
     with clients(world, operations):
-        fault(nemesis.Scene(world, random.Random(name)))
+        started = time.time()
+        fault(scene)
+        if not scene.seen.knows(name, started):
+            scene.seen.injections.append(Injection(name, started, time.time()))
         ended = [each.process.returncode for each in world.services if each.process.poll()]
         assert not ended, f"a service ended with {ended}"
         nemesis.heal(world)
         recoveries.append(Recovery(name, recovery(world, operations)))
     drain(world, lambda text: None)
+    settle(world, footprint)
     evidence = gather(
         world,
+        seen=scene.seen,
+        footprint=footprint,
         operations=operations,
         recoveries=recoveries,
         clocks_jumped=clocks_jumped([name]),

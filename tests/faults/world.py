@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate
 from tasksvc.testing.process import clean_environment, free_port
-from tests.faults import audit, handlers
+from tests.faults import audit, bad_handlers, handlers
 from tests.faults.orders import NARROW_CONCURRENCY, NARROW_QUEUE
 from tests.faults.proxy import Proxy
+from tests.faults.wire import Wire, WireError
 from tests.harness import ServiceProcess, query
 
 LEASE_SECONDS = 2.0
@@ -50,6 +52,8 @@ class World:
         self.effects_path = folder / "effects.jsonl"
         self._services = services
         self._stack = ExitStack()
+        self.wire: Wire | None = None
+        """The network between the services and their servers, where there can be one."""
         self.has_disk = False
         """PostgreSQL has a small disk of its own, which can be filled."""
 
@@ -65,10 +69,14 @@ class World:
                 )
             )
             self._prepare_database()
+            with contextlib.suppress(WireError):
+                self.wire = stack.enter_context(Wire())
             where = parse_qs(urlsplit(self.postgres.url).query)
             path = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
-            self.postgres_proxy = stack.enter_context(Proxy(path))
-            self.redis_proxy = stack.enter_context(Proxy(str(self.redis.socket_path)))
+            self.postgres_proxy = stack.enter_context(Proxy(path, self._listener()))
+            self.redis_proxy = stack.enter_context(
+                Proxy(str(self.redis.socket_path), self._listener())
+            )
             self.services = [self._service(number) for number in range(1, self._services + 1)]
             for service in self.services:
                 stack.callback(service.end)
@@ -114,6 +122,16 @@ class World:
         if service.process.poll() is not None:
             service.spawn()
 
+    def log_lines(self) -> list[bytes]:
+        """Those of the services' log files."""
+        return [
+            line
+            for service in self.services
+            for path in service.folder.glob("logs/*")
+            for line in path.read_bytes().split(b"\n")
+            if line
+        ]
+
     def logs(self) -> str:
         """All that the services said."""
         return "".join(
@@ -121,6 +139,9 @@ class World:
             for service in self.services
             for path in (*service.folder.glob("*.txt"), *service.folder.glob("logs/*"))
         )
+
+    def _listener(self) -> socket.socket | None:
+        return None if self.wire is None else self.wire.listener()
 
     def _prepare_database(self) -> None:
         # Not a superuser: limits of connections hold for it.
@@ -136,14 +157,14 @@ class World:
         folder = self.folder / f"service-{number}"
         folder.mkdir()
         env = clean_environment(
-            DATABASE_URL=f"postgresql://service:{CANARY}@127.0.0.1:{self.postgres_proxy.port}/chaos",
-            REDIS_URL=f"redis://127.0.0.1:{self.redis_proxy.port}/0",
+            DATABASE_URL=f"postgresql://service:{CANARY}@{self.postgres_proxy.host}:{self.postgres_proxy.port}/chaos",
+            REDIS_URL=f"redis://{self.redis_proxy.host}:{self.redis_proxy.port}/0",
             TASKSVC_REDIS_PREFIX=PREFIX,
             PORT=free_port(),
             LOG_LEVEL="info",
             EFFECTS=self.effects_path,
             MUTANT=os.environ.get("MUTANT", ""),
-            TASKSVC_HANDLERS=handlers.__name__,
+            TASKSVC_HANDLERS=f"{handlers.__name__},{bad_handlers.__name__}",
             TASK_CONSUMER_WORKERS=WORKERS,
             # Where there are places enough, tasks start with their create; elsewhere by the stream.
             TASK_CONSUMER_CONCURRENCY=10 if number % 2 else 60,
