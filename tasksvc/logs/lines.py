@@ -150,7 +150,14 @@ def _json(event: dict[str, Any]) -> str:
         text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     if text.isascii() and "\x7f" not in text:
         return text
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Half of a surrogate pair becomes U+FFFD: strict readers of JSON, such as orjson and those of
+    Rust, refuse a line with its escape."""
+    code = ord(found[0])
+    return "\\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
 
 
 # The terminal.

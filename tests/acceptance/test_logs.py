@@ -297,7 +297,7 @@ def test_what_json_cannot_say_is_said_in_other_words(
         )
 
     (event,) = events(path)
-    assert event["half"] == "\ud800"
+    assert event["half"] == "\ufffd"
     assert event["large"] == 2**70
     assert event["keys"] == {"(1, 2)": 3}
     assert "Logging error" not in capsys.readouterr().err
