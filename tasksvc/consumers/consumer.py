@@ -310,17 +310,15 @@ class Consumer:
 
     async def _fitting(self, entries: Sequence[Entry]) -> dict[str, str]:
         """The ids of tasks that have a free place, each with its entry; the others are put back."""
-        room, rooms = self._room, dict(self.places.rooms())
+        room = self._room
+        rooms = dict(self.places.rooms()) if self.places.has_limits else None
         deliveries: dict[str, str] = {}
         surplus: dict[str, str] = {}
         useless = []  # not one of ours, or the second for a task
         for entry, id in entries:
             if id is None or id in deliveries:
                 useless.append(entry)
-                continue
-            kind = self._stream.kind_of(entry)
-            if len(deliveries) < room and rooms.get(kind, 0) > 0:
-                rooms[kind] -= 1
+            elif len(deliveries) < room and (rooms is None or self._has_room(rooms, entry)):
                 deliveries[id] = entry
             else:
                 surplus[id] = entry
@@ -328,6 +326,13 @@ class Consumer:
             await self._worker.put_back(list(surplus))
         await self._acknowledge([*useless, *surplus.values()])
         return deliveries
+
+    def _has_room(self, rooms: dict[str, int], entry: str) -> bool:
+        """Whether the kind of the entry has a free place, which is then taken out of the rooms."""
+        kind = self._stream.kind_of(entry)
+        room = rooms.get(kind, 0)
+        rooms[kind] = room - 1
+        return room > 0
 
     def _reread(self) -> None:
         """The next read is of what this consumer was given before."""
