@@ -42,6 +42,12 @@ _STORE_POLL_SECONDS = 0.25
 """Between two looks into the store, while Redis is away and nothing is due."""
 
 _STREAM_RETRY_SECONDS = 1.0
+
+_LATE_SECONDS = (5.0, 30.0, 120.0)
+"""After a failure the entries of this consumer are read again at once, and so much later, too. The
+kernel goes on sending a command for 100 seconds after its connection was given up: when packets
+were dropped, Redis may get it long after the failure, and give entries to a consumer that does not
+know."""
 """Between two tries of Redis while it is away: each may cost a time-out."""
 
 
@@ -74,6 +80,7 @@ class Consumer:
         self._running = running
         self._entries: set[str] = set()  # of runs, and not acknowledged yet
         self._reread_after: str | None = "0"
+        self._late_rereads: list[float] = []  # when they are due, the first one last
         self._retry_stream_at = 0.0
         self._has_all = False  # the last read has brought all that waited
         self._is_drained = False  # the stream had nothing; while it takes nothing, the store may
@@ -294,6 +301,10 @@ class Consumer:
 
     async def _read(self, worker_id: str) -> dict[str, str]:
         """The ids of tasks, each with its entry in the stream."""
+        is_late = self._late_rereads and time.monotonic() >= self._late_rereads[-1]
+        if is_late and self._telling is None:
+            self._late_rereads.pop()
+            self._reread_after = "0"
         if self._reread_after is None:
             asked = self._room
             rooms = self.places.rooms()
@@ -338,6 +349,8 @@ class Consumer:
         """The next read is of what this consumer was given before."""
         self._has_all = False
         self._reread_after = "0"
+        now = time.monotonic()
+        self._late_rereads = [now + seconds for seconds in reversed(_LATE_SECONDS)]
 
     def _start(self, claim: Claim, entry: str | None) -> Run:
         run = Run(claim, entry)

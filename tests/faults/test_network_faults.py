@@ -24,6 +24,7 @@ from tests.harness import ServiceProcess, eventually, query
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.timeout(120)  # packets that were dropped may be sent again half a minute later
 @pytest.mark.parametrize("name", sorted(name for name in FAULTS if name.startswith("network.")))
 def test_nothing_is_lost_by(world: World, name: str) -> None:
     evidence = survive(world, FAULTS[name], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -396,6 +397,28 @@ async def test_acknowledgement_that_was_lost_is_made_up_for(
     await worker.take()
 
     assert redis_client.xlen(stream_key) == 0
+    assert rows() == [("completed", 1, 0)]
+
+
+async def test_command_that_reaches_redis_long_after_it_was_given_up_is_made_up_for(
+    worker: Worker, rows: Rows, redis_client: redis.Redis, stream_key: str
+) -> None:
+    """Dropped packets are sent again, also for a connection that was closed meanwhile."""
+    task = await worker.create()
+    worker.consumer._reread()
+    await worker.work()
+    assert rows() == [("completed", 1, 0)]
+    redis_client.xadd(stream_key, {"id": str(task.id)})
+    redis_client.xreadgroup("tasksvc", f"{worker.service.id}/1", {stream_key: ">"})
+    await worker.consumer.run_once()
+    assert redis_client.xpending(stream_key, "tasksvc")["pending"] == 1
+
+    assert worker.consumer._late_rereads
+    worker.consumer._late_rereads = [time.monotonic()]
+    await worker.consumer.run_once()
+
+    assert redis_client.xlen(stream_key) == 0
+    assert redis_client.xpending(stream_key, "tasksvc")["pending"] == 0
     assert rows() == [("completed", 1, 0)]
 
 
