@@ -20,4 +20,7 @@ class Listener:
         self._stop_lost = stop_lost
 
     async def run_once(self) -> int:
-        return await self._stop_lost(await self._stream.read_canceled())
+        ids = await self._stream.read_canceled()
+        if ids:
+            await self._stop_lost(ids)
+        return len(ids)

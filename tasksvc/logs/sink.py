@@ -108,7 +108,7 @@ class Sink:
         """Waits until what it has taken is written, at most so long."""
         until = time.monotonic() + seconds
         while self._bytes > 0 and self._thread.is_alive() and time.monotonic() < until:
-            time.sleep(_GATHER_SECONDS)
+            self._pause()
 
     def close(self, seconds: float) -> bool:
         """Waits until all is written, at most so long; whether it is."""
@@ -116,6 +116,11 @@ class Sink:
         self._queue.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    @staticmethod
+    def _pause() -> None:
+        # Not time.sleep, which fails where a library moves the process's clock.
+        threading.Event().wait(_GATHER_SECONDS)
 
     def write_at_once(self) -> None:
         """In a forked child, which has no thread that writes."""
@@ -133,7 +138,7 @@ class Sink:
                 batch: list[bytes] = []
             else:
                 if not self._is_closing:
-                    time.sleep(_GATHER_SECONDS)
+                    self._pause()
                 batch, is_open = self._batch(first)
             if batch:
                 self._write(batch)

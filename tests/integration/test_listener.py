@@ -146,6 +146,22 @@ async def test_false_message_stops_nothing(make_worker: MakeWorker, stream: Task
     assert worker.service.held == {task.id: 1}
 
 
+async def test_many_false_messages_delay_no_other(stream: TaskStream) -> None:
+    heard = Heard()
+
+    async def stop(ids: Sequence[str]) -> int:
+        await heard(ids)
+        return 0  # none of them runs here
+
+    async with listening(stream, stop):
+        await tell(stream, heard, "first")
+        for number in range(200):
+            await stream.publish_canceled([f"false {number}"])
+        await stream.publish_canceled(["last"])
+
+        await eventually(lambda: "last" in heard.ids, 5)
+
+
 async def test_dead_subscription_is_made_anew_and_does_not_hold_the_loop(
     own_stream: TaskStream,
 ) -> None:
