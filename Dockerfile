@@ -40,7 +40,7 @@ ENTRYPOINT ["supervisord", "-c", "/etc/tasksvc/supervisord.conf"]
 FROM python:3.11-slim AS test
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/tasksvc/bin:$PATH
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends curl libfaketime make prometheus \
+    && apt-get install -y --no-install-recommends curl iproute2 iptables libfaketime make prometheus \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home tasksvc \
     && install -d -o tasksvc /opt/tasksvc /src

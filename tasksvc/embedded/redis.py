@@ -65,7 +65,7 @@ class EmbeddedRedis(Server):
 
     def _command(self, account: Account, doors: Doors) -> Command:
         # Its own folder is where it starts, and is spelled ".": whoever it runs as, that works.
-        folder = "." if self._sockets == self.home else str(self._sockets)
+        folder = "." if self._sockets == self.home else doors.path(self._sockets)
         settings = {
             "unixsocket": shlex.quote(f"{folder}/{_SOCKET_NAME}"),
             "unixsocketperm": "700",

@@ -29,13 +29,13 @@ _NO_SUCH_DATABASE = "DB index"
 
 def reason_of(error: BaseException) -> str | None:
     """One line; None when the error does not say why."""
-    if isinstance(error, ResponseError | AuthenticationError):
-        text = _ARGUMENTS.sub("", str(error)).strip()
-        return _ADDRESS.sub("", text.splitlines()[0])[:_LONGEST] if text else None
-    if isinstance(error, InvalidResponse):
-        return "what answers is no Redis"
     for each in _chain(error):
         match each:
+            case ResponseError() | AuthenticationError():
+                text = _ARGUMENTS.sub("", str(each)).strip()
+                return _ADDRESS.sub("", text.splitlines()[0])[:_LONGEST] if text else None
+            case InvalidResponse():
+                return "what answers is no Redis"
             case TimeoutError() | exceptions.TimeoutError():
                 return "no answer in time"
             case ssl.SSLError():
@@ -56,7 +56,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether Redis will refuse until somebody changes something."""
-    return isinstance(error, AuthenticationError | NoPermissionError) or (
-        isinstance(error, ResponseError) and _NO_SUCH_DATABASE in str(error)
+    """Whether Redis will refuse until its settings, or ours, are changed."""
+    # Over a unix socket redis-py wraps what a new connection is told in an error of its own.
+    return any(
+        isinstance(each, AuthenticationError | NoPermissionError)
+        or (isinstance(each, ResponseError) and _NO_SUCH_DATABASE in str(each))
+        for each in _chain(error)
     )

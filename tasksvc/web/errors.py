@@ -18,6 +18,10 @@ def named_errors(document: Any, messages: Any, pointer: str = "") -> list[dict[s
     cut short."""
     if not isinstance(document, dict):
         return [{"pointer": pointer, "detail": "Must be an object."}]
+    if isinstance(messages, dict):
+        # In the order of the document: marshmallow finds unknown fields in that of a set.
+        named = {name: messages[name] for name in document if name in messages}
+        messages = named | messages
     return list(islice(_flat(pointer, messages, document), MAX_ERRORS))
 
 

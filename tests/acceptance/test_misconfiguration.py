@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -86,21 +87,21 @@ async def test_start_waits_for_postgres_and_says_why(
 
 
 @pytest.mark.parametrize(
-    ("tail", "reason"), [("/99", "DB index is out of range"), ("/0", "WRONGPASS")]
+    ("database", "reason"), [(99, "DB index is out of range"), (0, "WRONGPASS")]
 )
 async def test_redis_that_refuses_is_an_error_and_tasks_go_on(
     start_service: Start,
     environment: dict[str, str],
     redis_client: redis.Redis,
-    tail: str,
+    database: int,
     reason: str,
 ) -> None:
-    url = environment["REDIS_URL"].rpartition("/")[0] + tail
+    user = ""
     if reason == "WRONGPASS":
-        scheme, _, address = url.partition("://")
-        url = f"{scheme}://nobody:{SECRET}@{address.rpartition('@')[2]}"
+        user = f"nobody:{SECRET}@"
         reason = "invalid username-password pair or user is disabled."
-    service = start_service(REDIS_URL=url)
+    path = urlsplit(environment["REDIS_URL"]).path
+    service = start_service(REDIS_URL=f"unix://{user}{path}?db={database}")
 
     (down,) = [each for each in service.events() if each.get("action") == "redis_down"]
     assert down["level"] == "error"
