@@ -69,7 +69,7 @@ class Bench:
             # Over TCP, as from another machine, and as the peers and redis-benchmark need it.
             port = free_port()
             self.redis_url = f"redis://127.0.0.1:{port}/0"
-            stack.enter_context(
+            self.redis = stack.enter_context(
                 EmbeddedRedis(
                     self._folder / "state",
                     announce=_silent,
