@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import random
+import select
 import signal
 import subprocess
 import time
@@ -86,6 +87,10 @@ def _beside(content: str, context: SyncContext) -> Any:
         raise
     note("end", context)
     return result
+
+
+def _sleep(seconds: float) -> None:
+    select.select([], [], [], seconds)  # under libfaketime time.sleep raises EINVAL
 
 
 def _orders(content: str) -> tuple[Deed, random.Random]:
@@ -241,12 +246,12 @@ def forks_a_child_that_exits(chance: random.Random, context: Any) -> int:
 def forks_a_child_that_is_killed(chance: random.Random, context: Any) -> int:
     """By a signal that stops a service, too."""
     if (child := os.fork()) == 0:
-        time.sleep(_GRANDCHILD_SECONDS)
+        _sleep(_GRANDCHILD_SECONDS)
         os._exit(0)
-    time.sleep(0.05)
+    _sleep(0.05)
     for number in chance.sample([signal.SIGTERM, signal.SIGINT, signal.SIGHUP], 2):
         os.kill(child, number)
-    time.sleep(0.05)
+    _sleep(0.05)
     os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
@@ -255,7 +260,7 @@ def forks_a_child_that_is_killed(chance: random.Random, context: Any) -> int:
 def forks_and_leaves_a_grandchild(chance: random.Random, context: Any) -> str:
     if (child := os.fork()) == 0:
         if os.fork() == 0:
-            time.sleep(_GRANDCHILD_SECONDS)
+            _sleep(_GRANDCHILD_SECONDS)
         os._exit(0)
     os.waitpid(child, 0)
     return "left one"
@@ -264,8 +269,8 @@ def forks_and_leaves_a_grandchild(chance: random.Random, context: Any) -> str:
 @_deed("forks")
 def terminates_a_pool(chance: random.Random, context: Any) -> str:
     pool = multiprocessing.get_context("fork").Pool(2)
-    pool.apply_async(time.sleep, (_GRANDCHILD_SECONDS,))
-    time.sleep(0.1)
+    pool.apply_async(_sleep, (_GRANDCHILD_SECONDS,))
+    _sleep(0.1)
     pool.terminate()
     pool.join()
     return "terminated"
@@ -286,7 +291,7 @@ def dies_or_ends(chance: random.Random, context: Any) -> str:
     if multiprocessing.parent_process() is None:
         return "not here"
     if os.fork() == 0:
-        time.sleep(_GRANDCHILD_SECONDS)
+        _sleep(_GRANDCHILD_SECONDS)
         os._exit(0)
     os.kill(os.getpid(), chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
     os._exit(3)
@@ -297,7 +302,7 @@ def dies_or_ends(chance: random.Random, context: Any) -> str:
 
 @_deed("blocks")
 def sleeps_over_the_lease(chance: random.Random, context: Any) -> str:
-    time.sleep(BLOCKED_SECONDS)
+    _sleep(BLOCKED_SECONDS)
     return "slept"
 
 
@@ -305,7 +310,7 @@ def sleeps_over_the_lease(chance: random.Random, context: Any) -> str:
 def ignores_its_end(chance: random.Random, context: Any) -> str:
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
-        time.sleep(0.02)
+        _sleep(0.02)
     return "deaf"
 
 

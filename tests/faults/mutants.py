@@ -136,7 +136,7 @@ def lapse_while_blocked() -> None:
 
 def hold_the_loop() -> None:
     """A large body holds the loop for seconds."""
-    _after_large_bodies(lambda body: time.sleep(4))
+    _after_large_bodies(lambda body: time.sleep(3))
 
 
 def keep_bodies() -> None:
