@@ -111,6 +111,7 @@ class Ending:
         if processes := sys.modules.get("multiprocessing"):
             for child in processes.active_children():
                 child.terminate()  # a pool's processes outlive us otherwise, and hold our port
+        _end_fork_server()
         with suppress(BaseException):
             atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -174,6 +175,15 @@ class Ending:
         if self._code and not self._is_last:
             _say(f"tasksvc did not stop within {self._within_seconds:g} s and was ended.\n")
         os._exit(self._code)
+
+
+def _end_fork_server() -> None:
+    """It would end by itself, but waits for threads that a module has started at its import."""
+    server = sys.modules.get("multiprocessing.forkserver")
+    pid = getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 _taken: set[int] = set()

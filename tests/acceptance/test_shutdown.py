@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.handlers import leftovers
@@ -122,6 +123,31 @@ async def test_process_ends_whatever_its_handlers_have_left(start_service: Start
     assert query(service.env["DATABASE_URL"], "SELECT * FROM worker") == []
     assert query(service.env["DATABASE_URL"], "SELECT max(failures) FROM task") == [(1,)]
     await eventually(lambda: not leftovers.children(output))
+
+
+async def test_threads_of_a_module_outlast_nothing(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """They would keep the process that starts the processes of handlers."""
+    (tmp_path / "threads.py").write_text(
+        "import threading, time\n"
+        "from tasksvc import handler\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "@handler('process', run_in='process')\n"
+        "def process(content, ctx): pass\n"
+    )
+    service = ServiceProcess(tmp_path, environment | {"TASKSVC_HANDLERS": "threads"})
+    try:
+        service.start()
+        id = service.create(kind="process")["id"]
+        await eventually(lambda: service.task(id)["status"] == "completed")
+        children = psutil.Process(service.process.pid).children(recursive=True)
+
+        assert service.stop() == 0
+
+        await eventually(lambda: not any(child.is_running() for child in children))
+    finally:
+        service.end()
 
 
 async def test_unfinished_request_does_not_outlast_the_stop(start_service: Start) -> None:
