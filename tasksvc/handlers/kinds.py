@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ MAX_CONCURRENCY = 10_000
 RunIn = Literal["loop", "thread", "process"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+"""Of a URL. A module that fails at its import may say the one of its database."""
 
 _MARK = "__tasksvc_kind__"
 
@@ -181,7 +185,7 @@ def _import(name: str, source: str) -> Any:
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a module does
         told = describe(error, attempt=0)
-        reason = " ".join(told["message"].split())
+        reason = _CREDENTIALS.sub("://***@", " ".join(told["message"].split()))
         raise HandlersError(f"{source} can't be imported: {told['type']}: {reason}") from error
 
 

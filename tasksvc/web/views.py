@@ -237,7 +237,11 @@ async def _cursors(request: web.Request) -> Cursors:
 
 def _idempotency_key(request: web.Request) -> str | None:
     key = request.headers.get(IDEMPOTENCY_KEY)
-    if key is not None and not _KEY.fullmatch(key):
+    if key is None:
+        return None
+    if len(request.headers.getall(IDEMPOTENCY_KEY)) > 1:
+        raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key must be given once.")
+    if not _KEY.fullmatch(key):
         raise Problem(
             HTTPStatus.BAD_REQUEST, "Idempotency-Key must be 1 to 255 visible ASCII characters."
         )

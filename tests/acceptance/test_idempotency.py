@@ -67,6 +67,12 @@ async def test_key_that_will_not_do(shared_service: ServiceProcess, key: str) ->
     assert create(shared_service, key).status == 400
 
 
+async def test_two_keys_are_refused(shared_service: ServiceProcess) -> None:
+    keys = [f"Idempotency-Key: {uuid4()}" for _ in range(2)]
+
+    assert_problem(talk(shared_service.port, post(b'{"content": "x"}', *keys)), 400)
+
+
 async def test_creates_at_the_same_moment_in_two_processes_make_one_task(
     start_service: Callable[..., ServiceProcess],
 ) -> None:

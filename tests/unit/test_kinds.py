@@ -221,6 +221,20 @@ def test_module_that_ends_the_program_when_it_is_imported(
         load(["exits_at_import"])
 
 
+def test_error_of_an_import_tells_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "raise ValueError('no answer from postgresql://me:secret@host/db')"
+    (tmp_path / "fails_at_import.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(HandlersError) as raised:
+        load(["fails_at_import"])
+
+    assert "no answer from postgresql://***@host/db" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
 def loud(function: Any) -> Any:
     """A decorator as it should be."""
 
