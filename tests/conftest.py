@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import psutil
 import pytest
 import redis
@@ -31,6 +32,10 @@ from tests.harness import ServiceProcess, create_database, query
 from tests.services import MakeServices, Services
 
 _numbers = itertools.count(1)
+
+# The same examples in every run: no test depends on luck. A machine under load has its time.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -256,8 +256,9 @@ values = st.recursive(
         st.decimals(),
         st.datetimes(),
         st.uuids(),
+        # Neither the largest, nor those whose class hypothesis itself would ask for.
         st.sampled_from(
-            [make for name, make in ODD.items() if name[:4] not in ("long", "meta", "clas")]
+            [make for name, make in ODD.items() if name[:4] not in ("long", "meta", "clas", "pret")]
         ).map(lambda make: make()),
     ),
     lambda inner: st.one_of(
