@@ -94,7 +94,8 @@ class LoopGuard:
             is_due = now - renewed_at >= self._renew_after_seconds
             if is_due and now - blocked_since <= _PATIENCE_SECONDS:
                 self._renew()
-                renewed_at = time.monotonic()
+                # It may have taken seconds, in which this thread did not stand still.
+                renewed_at = looked_at = time.monotonic()
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> bool:
         """False when the loop is closed."""

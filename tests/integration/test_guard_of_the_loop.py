@@ -92,6 +92,29 @@ async def test_lease_is_renewed_while_the_loop_is_blocked_but_not_for_ever(
     assert renewed[-1] - began < 1.3
 
 
+async def test_slow_renewals_do_not_begin_the_patience_again(
+    make_guard: MakeGuard, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL may take seconds for each, as it does when it is the reason for all of it."""
+    monkeypatch.setattr(guard_module, "_PATIENCE_SECONDS", 0.8)
+    renewed: list[float] = []
+
+    def renew(id: str) -> None:
+        renewed.append(time.monotonic())
+        time.sleep(0.4)
+
+    with structlog.testing.capture_logs() as lines:
+        make_guard(renew)
+        began = time.monotonic()
+        await block(3.0)
+        said = [line["action"] for line in lines]
+
+    assert said == ["loop_blocked"]
+    assert renewed
+    assert renewed[-1] - began < 2.0
+    assert metrics.loop_blocks.value == 1
+
+
 async def test_renewal_that_fails_is_said_and_tried_again(make_guard: MakeGuard) -> None:
     tries: list[str] = []
 
