@@ -7,9 +7,10 @@ iptables.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,11 @@ _NEW_NETWORK = 0x40000000
 _BLOCKS = 16_384
 """Of four addresses each, in 198.18.0.0/16, which is for tests alone (RFC 2544)."""
 
-_count = itertools.count()
+_FAR = "far"
+"""The name of the interface that the proxies listen on, within its own network."""
+
+_ATTEMPTS = 100
+"""How many blocks are tried before there is no such network."""
 
 
 class WireError(Exception):
@@ -34,10 +39,6 @@ class Wire:
     other."""
 
     def __init__(self) -> None:
-        number = next(_count)
-        self._name = f"tsc{os.getpid()}x{number}"
-        block = 4 * ((os.getpid() * 7 + number) % _BLOCKS)
-        self._near, self.address = (_address(block + each) for each in (1, 2))
         self._inside = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Wire:
@@ -82,12 +83,13 @@ class Wire:
         if os.geteuid() or not (shutil.which("ip") and shutil.which("iptables")):
             raise OSError("no root, no iproute2 or no iptables")
         where = self._inside.submit(_leave_for_a_new_network).result()
-        far = f"{self._name}f"
-        _run("ip", "link", "add", self._name, "type", "veth", "peer", "name", far, "netns", where)
-        _run("ip", "addr", "add", f"{self._near}/30", "dev", self._name)
-        _run("ip", "link", "set", self._name, "up")
-        self._run_inside("ip", "addr", "add", f"{self.address}/30", "dev", far)
-        self._run_inside("ip", "link", "set", far, "up")
+        block = _take_block(where)
+        near = _interface(block)
+        _run("ip", "addr", "add", f"{_address(block, 1)}/30", "dev", near)
+        _run("ip", "link", "set", near, "up")
+        self.address = _address(block, 2)
+        self._run_inside("ip", "addr", "add", f"{self.address}/30", "dev", _FAR)
+        self._run_inside("ip", "link", "set", _FAR, "up")
         self.heal()  # whether iptables works, too
 
     def _run_inside(self, *command: str) -> None:
@@ -103,9 +105,30 @@ def _leave_for_a_new_network() -> str:
     return f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
 
 
+def _take_block(where: str) -> int:
+    """Adds the pair of interfaces and returns the number of the block that is theirs alone.
+
+    The kernel refuses a name that exists. So two processes never share a block, and a block is free
+    only once the kernel has removed the network that had it.
+    """
+    for block in random.SystemRandom().sample(range(_BLOCKS), _ATTEMPTS):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run(
+                *("ip", "link", "add", _interface(block), "type", "veth"),
+                *("peer", "name", _FAR, "netns", where),
+            )
+            return block
+    raise OSError(f"no pair of virtual interfaces after {_ATTEMPTS} attempts")
+
+
+def _interface(block: int) -> str:
+    return f"tasksvc{block}"
+
+
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _address(number: int) -> str:
+def _address(block: int, host: int) -> str:
+    number = 4 * block + host
     return f"198.18.{number // 256}.{number % 256}"
