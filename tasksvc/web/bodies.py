@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -15,14 +16,14 @@ from tasksvc.web.problems import Problem, unavailable
 _UTF_8 = frozenset({"utf-8", "utf8"})
 
 
-async def read_json(request: web.Request) -> bytes | bytearray:
+def read_json(request: web.Request) -> Awaitable[bytes | bytearray]:
     """Raises Problem for what is not JSON by its headers, too large, or does not arrive."""
-    return await _read_json(request, request.app[LIMITS].max_body_bytes, "TASKSVC_MAX_BODY_BYTES")
+    return _read_json(request, request.app[LIMITS].max_body_bytes, "TASKSVC_MAX_BODY_BYTES")
 
 
-async def read_batch(request: web.Request) -> bytes | bytearray:
+def read_batch(request: web.Request) -> Awaitable[bytes | bytearray]:
     """The same for a body with many tasks, which may be larger."""
-    return await _read_json(request, request.app[LIMITS].max_batch_bytes, "TASKSVC_MAX_BATCH_BYTES")
+    return _read_json(request, request.app[LIMITS].max_batch_bytes, "TASKSVC_MAX_BATCH_BYTES")
 
 
 async def _read_json(request: web.Request, max_bytes: int, variable: str) -> bytes | bytearray:

@@ -31,9 +31,6 @@ MAX_HEADERS = 64
 _MAX_HEAD_BYTES = 16_384
 """Of all headers together."""
 
-_MAX_PIECE_BYTES = 65_536
-"""Of a body, behind which the head of the next request may begin."""
-
 _MAX_QUEUED = 2
 """Requests that wait while one is answered. With more nothing is read; aiohttp would take 32, each
 with its body."""
@@ -94,14 +91,11 @@ class Connection(RequestHandler):
             self._task_handler.add_done_callback(self._ended)
 
     def data_received(self, data: bytes) -> None:
-        # In pieces, so that no head is much larger than it may be before that is noticed.
-        while len(data) > _MAX_HEAD_BYTES:
-            most = _MAX_HEAD_BYTES if self._body is None else _MAX_PIECE_BYTES
-            self._receive(data[:most])
-            data = data[most:]
-        self._receive(data)
-
-    def _receive(self, data: bytes) -> None:
+        if len(data) > _MAX_HEAD_BYTES:
+            # In pieces, so that no head is much larger than it may be before that is noticed.
+            for start in range(0, len(data), _MAX_HEAD_BYTES):
+                self.data_received(data[start : start + _MAX_HEAD_BYTES])
+            return
         if self.ends and data:
             return
         count = self._request_count
@@ -109,7 +103,8 @@ class Connection(RequestHandler):
             # Whatever it asks for is declined. aiohttp would drop what came in the same piece.
             # Clients ask with their first request; to look at all costs half a microsecond.
             data = _UPGRADE.sub(_NO_UPGRADE, data)
-        is_body = self._body is not None and not self._body.is_eof()
+        body = self._body
+        is_body = body is not None and not body.is_eof()
         _parse(self, data)
         if self._request_count != count:
             message, payload = self._messages[-1]

@@ -38,11 +38,19 @@ _moments = attrgetter(*_MOMENTS)
 
 def dump_task(task: Task) -> bytes:
     """A task as JSON: its five first keys always, and of the others those that it has."""
-    for name, moment in zip(_MOMENTS, _moments(task), strict=True):
-        # Asked here, where it is hot: nearly all moments are written as they are.
+    for moment in _moments(task):
+        # Nearly all moments are written as they are, and this is asked for every answer.
         if moment is not None and (moment.tzinfo is not UTC or not moment.microsecond):
-            task = msgspec.structs.replace(task, **{name: shown_moment(moment)})
+            return _encode(_with_shown_moments(task))
     return _encode(task)
+
+
+def _with_shown_moments(task: Task) -> Task:
+    shown = {
+        name: None if moment is None else shown_moment(moment)
+        for name, moment in zip(_MOMENTS, _moments(task), strict=True)
+    }
+    return msgspec.structs.replace(task, **shown)
 
 
 async def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> list[bytes]:
