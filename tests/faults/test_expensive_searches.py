@@ -19,7 +19,10 @@ from tests.wire import JSON, post, request, talk
 pytestmark = pytest.mark.slow
 
 CONNECTIONS = 200
-SAMPLES = 40
+SAMPLES = 200
+
+_NOISE_SECONDS = 0.15
+"""Other tests run on the same two cores."""
 
 # Each search has to look at all of them: none is completed, and none is rare.
 FILL = """
@@ -75,7 +78,7 @@ async def searching(port: int) -> AsyncIterator[None]:
 
 
 async def seconds(service: ServiceProcess) -> dict[str, float]:
-    """The time that nine in ten answers of each kind take at most."""
+    """Returns the 99th percentile of the seconds that the answers of each kind take."""
     taken: dict[str, list[float]] = {}
 
     async def ask(name: str, asked: bytes, status: int) -> bytes:
@@ -92,7 +95,7 @@ async def seconds(service: ServiceProcess) -> dict[str, float]:
         await ask("cancel", request("PATCH", f"/task/{id}/cancel"), 200)
         await ask("health", request("GET", "/health"), 200)
         await ask("queues", request("GET", "/queues"), 200)
-    return {name: statistics.quantiles(each, n=10)[-1] for name, each in taken.items()}
+    return {name: statistics.quantiles(each, n=100)[-1] for name, each in taken.items()}
 
 
 async def test_nothing_else_waits_for_searches(service: ServiceProcess) -> None:
@@ -101,7 +104,9 @@ async def test_nothing_else_waits_for_searches(service: ServiceProcess) -> None:
         busy = await seconds(service)
 
     slow = {
-        name: (idle[name], taken) for name, taken in busy.items() if taken > 3 * idle[name] + 0.15
+        name: (idle[name], taken)
+        for name, taken in busy.items()
+        if taken > 3 * idle[name] + _NOISE_SECONDS
     }
     assert not slow
 
