@@ -37,11 +37,12 @@ from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.metrics import Metrics
-from tasksvc.publisher import Publisher
-from tasksvc.queues import QueueService
-from tasksvc.rescue import Rescue
-from tasksvc.schedules import ScheduleService
-from tasksvc.service import TaskService
+from tasksvc.services.publisher import Publisher
+from tasksvc.services.queues import QueueService
+from tasksvc.services.rescue import Rescue
+from tasksvc.services.schedules import ScheduleService
+from tasksvc.services.tasks import TaskService
+from tasksvc.services.worker import WorkerService
 from tasksvc.settings import Settings
 from tasksvc.store.blocking import BlockingLease
 from tasksvc.store.database import Database
@@ -54,7 +55,6 @@ from tasksvc.web import routes
 from tasksvc.web.health import Health
 from tasksvc.web.keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.limits import Arriving, Limits
-from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ import structlog
 
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.metrics import Metrics
-from tasksvc.service import TaskService
+from tasksvc.services.tasks import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.database import Database
 from tasksvc.store.migrate import migrate

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.metrics import Metrics
-from tasksvc.publisher import Publisher
-from tasksvc.rescue import Rescue
-from tasksvc.service import TaskService
+from tasksvc.services.publisher import Publisher
+from tasksvc.services.rescue import Rescue
+from tasksvc.services.tasks import TaskService
+from tasksvc.services.worker import WorkerService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import WorkerService
 
 
 @dataclass

@@ -21,8 +21,8 @@ from tasksvc.consumers.running import Run, Running
 from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
 from tasksvc.domain.outcome import Finish, Outcome
 from tasksvc.domain.task import Claim, Lane
+from tasksvc.services.worker import Take, WorkerService
 from tasksvc.stream.task_stream import Entry, TaskStream
-from tasksvc.workers import Take, WorkerService
 
 log = structlog.get_logger(__name__)
 

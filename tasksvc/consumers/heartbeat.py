@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from tasksvc.domain.errors import LeaseLost
-from tasksvc.workers import WorkerService
+from tasksvc.services.worker import WorkerService
 
 log = structlog.get_logger(__name__)
 

@@ -14,8 +14,8 @@ from tasksvc.consumers.guard import LoopGuard
 from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.services.worker import Take, WorkerService
 from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import Take, WorkerService
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,7 @@ Those of a retry, of a rescue or of a time without Redis; and those whose entry 
 
 from __future__ import annotations
 
-from tasksvc.publisher import Publisher
+from tasksvc.services.publisher import Publisher
 
 _LATE_SECONDS = 0.005
 """A little after the task is due, so that one look is enough."""

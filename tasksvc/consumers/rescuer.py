@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasksvc.rescue import Rescue
+from tasksvc.services.rescue import Rescue
 
 _LATE_SECONDS = 0.05
 """A little after the lease has run out, so that one look is enough."""

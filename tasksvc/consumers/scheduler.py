@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasksvc.schedules import ScheduleService
+from tasksvc.services.schedules import ScheduleService
 
 _PAUSE_SECONDS = 10.0
 """The longest: another process may have got a new schedule, and died."""

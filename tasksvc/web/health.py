@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from tasksvc.domain.errors import Unavailable
-from tasksvc.sharing import Flight
+from tasksvc.services.sharing import Flight
 
 _CACHED_SECONDS = 0.5
 """However often health is asked for, PostgreSQL is not asked more often."""

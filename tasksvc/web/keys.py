@@ -5,9 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from tasksvc.metrics import Metrics
-from tasksvc.queues import QueueService
-from tasksvc.schedules import ScheduleService
-from tasksvc.service import TaskService
+from tasksvc.services.queues import QueueService
+from tasksvc.services.schedules import ScheduleService
+from tasksvc.services.tasks import TaskService
 from tasksvc.web.health import Health
 from tasksvc.web.limits import Arriving, Limits
 

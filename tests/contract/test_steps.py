@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from tasksvc.domain.task import Filter, Priority, Status
-from tasksvc.search import paths
+from tasksvc.services.search import paths
 from tasksvc.store.task_store import TaskStore
 from tests.contract.test_task_store import (
     claim,

@@ -19,7 +19,7 @@ from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
-from tasksvc.queues import QueueService
+from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore

@@ -10,7 +10,7 @@ import pytest
 from tasksvc import kinds as kinds_module
 from tasksvc.domain.errors import Overloaded, StoreUnavailable, UnknownKind
 from tasksvc.domain.task import Options
-from tasksvc.kinds import Kinds
+from tasksvc.services.known_kinds import Kinds
 from tasksvc.store.task_store import TaskStore
 from tests.harness import query
 from tests.integration.conftest import MakeWorker

@@ -13,7 +13,7 @@ import redis
 from tasksvc.consumers import consumer as consumer_module
 from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import Claim, Options, Priority, Status, Task
-from tasksvc.queues import QueueService
+from tasksvc.services.queues import QueueService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query

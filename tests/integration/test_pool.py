@@ -20,7 +20,7 @@ from tasksvc.consumers.pool import ConsumerPool
 from tasksvc.domain.errors import Unavailable
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
-from tasksvc.service import TaskService
+from tasksvc.services.tasks import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.store import Store
 from tasksvc.store.task_store import TaskStore

@@ -15,7 +15,7 @@ from tasksvc.domain.errors import QueueInUse, QueueNotFound
 from tasksvc.domain.outcome import COMPLETED, Finish
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.task import NewTask, Options, Status
-from tasksvc.queues import QueueService
+from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore

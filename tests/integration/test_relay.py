@@ -14,7 +14,7 @@ import uuid_utils
 from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import DEFAULT_LANE, Lane, NewTask
-from tasksvc.publisher import Publisher
+from tasksvc.services.publisher import Publisher
 from tasksvc.store.task_store import Due, TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
@@ -137,7 +137,7 @@ async def test_long_backlog_holds_the_watermark_back(
     await sweep(former.publisher)  # the group is new
     task = await former.create()
     grow_old(redis_client, stream_key, database_url, task.id)
-    monkeypatch.setattr("tasksvc.publisher._CLAIM_SECONDS", 0)
+    monkeypatch.setattr("tasksvc.services.publisher._CLAIM_SECONDS", 0)
 
     worker = make_worker()
     for _ in range(3):

@@ -25,8 +25,8 @@ from tasksvc.domain.errors import (
 from tasksvc.domain.schedule import Missed, ScheduleOrder, Tick
 from tasksvc.domain.task import Status
 from tasksvc.metrics import Metrics
-from tasksvc.schedules import ScheduleService
-from tasksvc.service import TaskService
+from tasksvc.services.schedules import ScheduleService
+from tasksvc.services.tasks import TaskService
 from tasksvc.store.database import Database
 from tasksvc.store.schedule_store import ScheduleStore
 from tests.harness import eventually, query

@@ -10,7 +10,7 @@ import pytest
 
 from tasksvc import search as search_module
 from tasksvc.domain.task import LIVE, Filter, Status
-from tasksvc.search import Search
+from tasksvc.services.search import Search
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
 from tests.harness import query

@@ -22,7 +22,7 @@ from tasksvc.domain.errors import (
 from tasksvc.domain.task import Created, Filter, Options, Status
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.metrics import Metrics
-from tasksvc.service import TaskService
+from tasksvc.services.tasks import TaskService
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream

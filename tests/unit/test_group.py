@@ -17,7 +17,7 @@ from tasksvc.domain.errors import (
     TaskServiceError,
     Unreadable,
 )
-from tasksvc.store.group import Group
+from tasksvc.services.group_commit import Group
 from tests.harness import eventually
 
 request_id: ContextVar[str] = ContextVar("request_id")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tasksvc.domain.errors import Overloaded, StoreUnavailable
-from tasksvc.sharing import Flight, Line
+from tasksvc.services.sharing import Flight, Line
 from tests.harness import eventually
 
 

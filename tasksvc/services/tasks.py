@@ -45,15 +45,15 @@ from tasksvc.domain.task import (
     Step,
     Task,
 )
-from tasksvc.kinds import Kinds
 from tasksvc.metrics import Metrics
-from tasksvc.publisher import Publisher
-from tasksvc.search import Search
-from tasksvc.sharing import Flight, Line
-from tasksvc.store.group import Group
+from tasksvc.services.group_commit import Group
+from tasksvc.services.known_kinds import Kinds
+from tasksvc.services.publisher import Publisher
+from tasksvc.services.search import Search
+from tasksvc.services.sharing import Flight, Line
+from tasksvc.services.worker import WorkerService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 

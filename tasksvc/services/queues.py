@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tasksvc.domain.errors import QueueInUse, QueueNotFound
 from tasksvc.domain.queue import Queue
-from tasksvc.publisher import Publisher
-from tasksvc.sharing import Line
+from tasksvc.services.publisher import Publisher
+from tasksvc.services.sharing import Line
 from tasksvc.store.queue_store import QueueStore
 
 _LINE_SECONDS = 5.0

@@ -10,10 +10,10 @@ import structlog
 
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.metrics import Metrics
-from tasksvc.publisher import Publisher
+from tasksvc.services.publisher import Publisher
+from tasksvc.services.worker import WorkerService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-from tasksvc.workers import WorkerService
 
 log = structlog.get_logger(__name__)
 

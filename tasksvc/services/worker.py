@@ -36,8 +36,8 @@ from tasksvc.domain.task import (
     Status,
 )
 from tasksvc.metrics import Metrics
-from tasksvc.publisher import Publisher
-from tasksvc.store.group import Group
+from tasksvc.services.group_commit import Group
+from tasksvc.services.publisher import Publisher
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 

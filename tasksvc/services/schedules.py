@@ -13,8 +13,8 @@ from tasksvc.domain.errors import ContentRefused, ScheduleNotFound, TooManySched
 from tasksvc.domain.schedule import DueSchedules, Missed, Schedule, ScheduleOrder, Tick
 from tasksvc.domain.task import Options
 from tasksvc.metrics import Metrics
-from tasksvc.service import TaskService
-from tasksvc.sharing import Line
+from tasksvc.services.sharing import Line
+from tasksvc.services.tasks import TaskService
 from tasksvc.slices import Slices
 from tasksvc.store.schedule_store import ScheduleStore
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tasksvc.domain.errors import TaskServiceError, UnknownKind
-from tasksvc.store.group import Group
+from tasksvc.services.group_commit import Group
 from tasksvc.store.task_store import TaskStore
 
 _KNOWN_SECONDS = 10.0
