@@ -14,29 +14,29 @@ import structlog
 from aiohttp import web
 
 from tasksvc import __version__
+from tasksvc.background import ConsumerPool
 from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.guard import LoopGuard
-from tasksvc.consumers.heartbeat import Heartbeat
-from tasksvc.consumers.janitor import Janitor
-from tasksvc.consumers.listener import Listener
-from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.places import Places, share_out
-from tasksvc.consumers.pool import ConsumerPool
-from tasksvc.consumers.relay import Relay
-from tasksvc.consumers.rescuer import Rescuer
-from tasksvc.consumers.running import Running
-from tasksvc.consumers.scheduler import Scheduler
-from tasksvc.consumers.watchdog import Watchdog
 from tasksvc.domain.errors import StoreRefuses, StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
+from tasksvc.duties.heartbeat import Heartbeat
+from tasksvc.duties.janitor import Janitor
+from tasksvc.duties.listener import Listener
+from tasksvc.duties.loop_guard import LoopGuard
+from tasksvc.duties.relay import Relay
+from tasksvc.duties.rescuer import Rescuer
+from tasksvc.duties.scheduler import Scheduler
+from tasksvc.duties.watchdog import Watchdog
 from tasksvc.handlers import Handler, http
 from tasksvc.handlers.http import HttpDelivery
 from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
+from tasksvc.loop import Loop
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Running
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.queues import QueueService
 from tasksvc.services.rescue import Rescue

@@ -15,12 +15,12 @@ from functools import partial
 import structlog
 
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.loop import Loop
 from tasksvc.consumers.places import Places
-from tasksvc.consumers.running import Run, Running
 from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
 from tasksvc.domain.outcome import Finish, Outcome
 from tasksvc.domain.task import Claim, Lane
+from tasksvc.loop import Loop
+from tasksvc.runs import Run, Running
 from tasksvc.services.worker import Take, WorkerService
 from tasksvc.stream.task_stream import Entry, TaskStream
 

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 
 from tasksvc import logs
-from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, Outcome
 from tasksvc.domain.retry import RetryPolicy, is_expected
@@ -19,6 +18,7 @@ from tasksvc.handlers.kinds import Kind
 from tasksvc.handlers.limit import TimeLimit
 from tasksvc.handlers.results import ResultRefused, encode
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Run, StopReason
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,6 @@ import uuid_utils
 
 from tasksvc import __version__
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
@@ -22,6 +21,7 @@ from tasksvc.handlers.context import Report
 from tasksvc.handlers.kinds import Declared, Kind, declared_on, load
 from tasksvc.handlers.running import Runners
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Run, StopReason
 from tasksvc.settings import Settings
 
 

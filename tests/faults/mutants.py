@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.guard import LoopGuard
-from tasksvc.consumers.running import Run
 from tasksvc.domain import outcome
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Hold, NewTask
+from tasksvc.duties.loop_guard import LoopGuard
 from tasksvc.logs import lines
+from tasksvc.runs import Run
 from tasksvc.store import queries
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream import task_stream

@@ -12,13 +12,13 @@ import pytest
 from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.places import Places
-from tasksvc.consumers.running import Running
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Task
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Running
 from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore

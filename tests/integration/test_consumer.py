@@ -12,13 +12,13 @@ import pytest
 import redis
 import uuid_utils
 
-from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain import outcome
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
 from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.task import Claim, NewTask, Options, Priority, Status
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
+from tasksvc.runs import Run, StopReason
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query

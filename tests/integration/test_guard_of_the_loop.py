@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from tasksvc.consumers import guard as guard_module
-from tasksvc.consumers.guard import LoopGuard
+from tasksvc.duties.loop_guard import LoopGuard
 from tasksvc.metrics import Metrics
 from tasksvc.store.blocking import BlockingLease
 from tasksvc.store.database import Database

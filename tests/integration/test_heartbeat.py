@@ -9,9 +9,9 @@ from collections.abc import Callable
 import psycopg2
 import pytest
 
-from tasksvc.consumers.heartbeat import Heartbeat
 from tasksvc.domain.errors import StoreUnavailable
 from tasksvc.domain.task import Claim
+from tasksvc.duties.heartbeat import Heartbeat
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Row, Worker
 

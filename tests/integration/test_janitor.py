@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasksvc.consumers.janitor import Janitor
 from tasksvc.domain.task import NO_OPTIONS
+from tasksvc.duties.janitor import Janitor
 from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore
 from tests.harness import query

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 
 import redis
 
-from tasksvc.consumers.listener import Listener
-from tasksvc.consumers.loop import Loop
 from tasksvc.domain.errors import StreamUnavailable
 from tasksvc.domain.task import Claim
+from tasksvc.duties.listener import Listener
 from tasksvc.embedded import EmbeddedRedis
+from tasksvc.loop import Loop
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually
 from tests.integration.conftest import MakeWorker, Row

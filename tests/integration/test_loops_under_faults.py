@@ -14,7 +14,6 @@ import pytest
 from aiohttp import web
 
 from tasksvc.app import POOL, create_app
-from tasksvc.consumers.loop import Loop
 from tasksvc.domain.errors import (
     ContentRefused,
     LeaseLost,
@@ -23,6 +22,7 @@ from tasksvc.domain.errors import (
     StreamUnavailable,
     Unreadable,
 )
+from tasksvc.loop import Loop
 from tasksvc.settings import Settings
 from tasksvc.store.store import Store
 from tasksvc.stream.task_stream import TaskStream

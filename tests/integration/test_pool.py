@@ -15,11 +15,11 @@ import structlog
 from aiohttp import web
 
 from tasksvc.app import POOL, create_app
-from tasksvc.consumers.loop import Loop
-from tasksvc.consumers.pool import ConsumerPool
+from tasksvc.background import ConsumerPool
 from tasksvc.domain.errors import Unavailable
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
+from tasksvc.loop import Loop
 from tasksvc.services.tasks import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.store import Store

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import uuid_utils
 
-from tasksvc.consumers.janitor import Janitor
-from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import QueueInUse, QueueNotFound
 from tasksvc.domain.outcome import COMPLETED, Finish
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.task import NewTask, Options, Status
+from tasksvc.duties.janitor import Janitor
+from tasksvc.duties.relay import Relay
 from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
@@ -346,7 +346,7 @@ class TestNames:
     async def test_janitor_looks_at_all_of_them(
         self, store: TaskStore, queue_store: QueueStore, database_url: str, monkeypatch: Any
     ) -> None:
-        monkeypatch.setattr("tasksvc.consumers.janitor._QUEUE_BATCH", 4)
+        monkeypatch.setattr("tasksvc.duties.janitor._QUEUE_BATCH", 4)
         query(
             database_url,
             "INSERT INTO queue (name, concurrency, sampled_at) SELECT n, nullif(n %% 2, 0),"

@@ -11,9 +11,9 @@ import pytest
 import redis
 import uuid_utils
 
-from tasksvc.consumers.relay import Relay
 from tasksvc.domain.errors import StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import DEFAULT_LANE, Lane, NewTask
+from tasksvc.duties.relay import Relay
 from tasksvc.services.publisher import Publisher
 from tasksvc.store.task_store import Due, TaskStore
 from tasksvc.stream.task_stream import TaskStream

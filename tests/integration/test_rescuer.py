@@ -10,10 +10,10 @@ import psycopg2
 import pytest
 import redis
 
-from tasksvc.consumers.rescuer import Rescuer
 from tasksvc.domain.errors import LeaseLost, StoreUnavailable
 from tasksvc.domain.outcome import COMPLETED, Finish
 from tasksvc.domain.task import Claim, Status
+from tasksvc.duties.rescuer import Rescuer
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query

@@ -14,8 +14,6 @@ import redis
 import structlog
 
 from tasksvc import schedules as schedules_module
-from tasksvc.consumers.loop import Loop
-from tasksvc.consumers.scheduler import Scheduler
 from tasksvc.domain.errors import (
     ScheduleNotFound,
     StoreUnavailable,
@@ -24,6 +22,8 @@ from tasksvc.domain.errors import (
 )
 from tasksvc.domain.schedule import Missed, ScheduleOrder, Tick
 from tasksvc.domain.task import Status
+from tasksvc.duties.scheduler import Scheduler
+from tasksvc.loop import Loop
 from tasksvc.metrics import Metrics
 from tasksvc.services.schedules import ScheduleService
 from tasksvc.services.tasks import TaskService

@@ -15,13 +15,13 @@ import structlog
 from tasksvc import logs
 from tasksvc.consumers import executor
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.running import Run, StopReason
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
 from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry, RetryPolicy, TimedOut
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Run, StopReason
 
 
 def make_run(*, failures: int = 0) -> Run:

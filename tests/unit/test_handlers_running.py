@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.running import Run
 from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, TimedOut, Verdict, describe, trace
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler, process
@@ -27,6 +26,7 @@ from tasksvc.handlers.process import ProcessDied
 from tasksvc.handlers.results import Encoded
 from tasksvc.handlers.running import Runners
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Run
 from tests.harness import eventually
 
 DECLARED = load(["tests.handlers.shop"])

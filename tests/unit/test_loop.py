@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from tasksvc.consumers import loop as loop_module
-from tasksvc.consumers.loop import Loop
 from tasksvc.domain.errors import StoreUnavailable
+from tasksvc.loop import Loop
 from tests.harness import eventually
 
 

@@ -7,8 +7,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from tasksvc.consumers.running import Run, Running, StopReason
 from tasksvc.domain.task import Claim
+from tasksvc.runs import Run, Running, StopReason
 
 
 def make_run(id: str = "a", attempt: int = 1) -> Run:

@@ -10,10 +10,10 @@ from contextlib import suppress
 import structlog
 
 from tasksvc.consumers.consumer import Consumer
-from tasksvc.consumers.guard import LoopGuard
-from tasksvc.consumers.loop import Loop
-from tasksvc.consumers.running import Running
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
+from tasksvc.duties.loop_guard import LoopGuard
+from tasksvc.loop import Loop
+from tasksvc.runs import Running
 from tasksvc.services.worker import Take, WorkerService
 from tasksvc.stream.task_stream import TaskStream
 

@@ -1,0 +1,1 @@
+"""What each process does from time to time: one duty in each file."""
