@@ -52,8 +52,8 @@ from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
+from tasksvc.web.app_keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.health import Health
-from tasksvc.web.keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.limits import Arriving, Limits
 
 log = structlog.get_logger(__name__)

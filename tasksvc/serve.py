@@ -19,7 +19,7 @@ from tasksvc.ending import Ending
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Declared
 from tasksvc.settings import Settings
-from tasksvc.web.keys import HEALTH
+from tasksvc.web.app_keys import HEALTH
 from tasksvc.web.server import Runner
 
 log = structlog.get_logger("tasksvc")

@@ -35,7 +35,7 @@ from tasksvc.domain.errors import (
     Unreadable,
 )
 from tasksvc.web.answers import X_REQUEST_ID
-from tasksvc.web.keys import METRICS
+from tasksvc.web.app_keys import METRICS
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 
 log = structlog.get_logger(__name__)

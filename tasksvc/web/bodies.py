@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tasksvc.web.answers import JSON
-from tasksvc.web.keys import ARRIVING, LIMITS
+from tasksvc.web.app_keys import ARRIVING, LIMITS
 from tasksvc.web.problems import Problem, unavailable
 
 _UTF_8 = frozenset({"utf-8", "utf8"})

@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import hdrs, web
 from marshmallow import Schema, ValidationError
 
-from tasksvc.web.errors import named_errors, pointer_to
-from tasksvc.web.fields import MAX_ERRORS, Shape
 from tasksvc.web.problems import wrong_shape
+from tasksvc.web.schemas.errors import named_errors, pointer_to
+from tasksvc.web.schemas.fields import MAX_ERRORS, Shape
 
 
 class _Nothing(Shape):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tasksvc.web import queues, schedules, views
+from tasksvc.web.views import ops, queues, schedules, tasks
 
 TASKS = [
-    web.post("/task", views.create_task),
-    web.get("/task/{task_id}", views.get_task),
-    web.get("/task/{task_id}/attempts", views.get_attempts),
-    web.patch("/task/{task_id}/cancel", views.cancel_task),
-    web.post("/task/{task_id}/retry", views.retry_task),
-    web.post("/tasks", views.create_tasks),
-    web.get("/tasks", views.find_tasks),
-    web.post("/tasks/cancel", views.cancel_tasks),
-    web.post("/tasks/retry", views.retry_tasks),
+    web.post("/task", tasks.create_task),
+    web.get("/task/{task_id}", tasks.get_task),
+    web.get("/task/{task_id}/attempts", tasks.get_attempts),
+    web.patch("/task/{task_id}/cancel", tasks.cancel_task),
+    web.post("/task/{task_id}/retry", tasks.retry_task),
+    web.post("/tasks", tasks.create_tasks),
+    web.get("/tasks", tasks.find_tasks),
+    web.post("/tasks/cancel", tasks.cancel_tasks),
+    web.post("/tasks/retry", tasks.retry_tasks),
     web.get("/queues", queues.find_queues),
     web.get("/queues/{name}", queues.get_queue),
     web.put("/queues/{name}", queues.put_queue),
@@ -29,8 +29,8 @@ TASKS = [
 ]
 
 OPS = [
-    web.get("/health", views.health),
-    web.get("/health/live", views.health_live),
-    web.get("/health/ready", views.health_ready),
-    web.get("/metrics", views.metrics),
+    web.get("/health", ops.health),
+    web.get("/health/live", ops.health_live),
+    web.get("/health/ready", ops.health_ready),
+    web.get("/metrics", ops.metrics),
 ]

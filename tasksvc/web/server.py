@@ -17,8 +17,8 @@ from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
 
 from tasksvc.metrics import Metrics
 from tasksvc.web.answering import answer
+from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.connection import MAX_HEADERS, Connection
-from tasksvc.web.keys import LIMITS, METRICS
 from tasksvc.web.problems import Problem, unavailable
 from tasksvc.web.unread import Unread
 

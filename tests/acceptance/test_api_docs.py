@@ -18,7 +18,10 @@ from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.schedule import Schedule
 from tasksvc.domain.task import Task
-from tasksvc.web import batches, queues, routes, schedules, schemas
+from tasksvc.web import routes
+from tasksvc.web.schemas import batches
+from tasksvc.web.schemas import tasks as schemas
+from tasksvc.web.views import queues, schedules
 from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
 API = (ROOT / "docs" / "api.md").read_text("utf-8")

@@ -21,7 +21,7 @@ from tasksvc.domain.errors import Unavailable
 from tasksvc.domain.task import Claim
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
 from tasksvc.settings import Settings
-from tasksvc.web.keys import SERVICE
+from tasksvc.web.app_keys import SERVICE
 from tests.faults.conftest import StartServant
 from tests.harness import ServiceProcess, eventually, query
 

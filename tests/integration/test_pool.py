@@ -24,7 +24,7 @@ from tasksvc.services.tasks import TaskService
 from tasksvc.settings import Settings
 from tasksvc.store.store import Store
 from tasksvc.store.task_store import TaskStore
-from tasksvc.web.keys import SERVICE
+from tasksvc.web.app_keys import SERVICE
 from tests.harness import eventually
 from tests.integration.conftest import Row, do_nothing
 

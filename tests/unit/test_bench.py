@@ -9,7 +9,7 @@ from msgspec.structs import asdict
 
 from ops.bench import load, options, paced, plot, report, stores
 from ops.bench.children import BenchError
-from tasksvc.web.schemas import load_task_create
+from tasksvc.web.schemas.tasks import load_task_create
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import Filter, Options, Priority, Status
-from tasksvc.web.batches import load_tasks_create
-from tasksvc.web.cursors import Cursors
-from tasksvc.web.moments import read_moment, shown_moment
 from tasksvc.web.problems import Problem
-from tasksvc.web.schemas import TaskCreate, TaskOrder, load, quick_order
+from tasksvc.web.schemas.batches import load_tasks_create
+from tasksvc.web.schemas.cursors import Cursors
+from tasksvc.web.schemas.moments import read_moment, shown_moment
+from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder, load, quick_order
 
 drawn = settings(
     max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -24,7 +24,7 @@ from tasksvc.domain.errors import (
 )
 from tasksvc.domain.task import Status
 from tasksvc.metrics import Metrics
-from tasksvc.web.keys import LIMITS, METRICS
+from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.limits import Limits
 from tasksvc.web.problems import Problem, unavailable
 from tasksvc.web.server import Runner

@@ -13,8 +13,8 @@ from marshmallow.validate import OneOf
 from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import Options
 from tasksvc.web.problems import Problem
-from tasksvc.web.quick import Reader
-from tasksvc.web.schemas import (
+from tasksvc.web.schemas.quick_reader import Reader
+from tasksvc.web.schemas.tasks import (
     TaskCreate,
     TaskOrder,
     load,

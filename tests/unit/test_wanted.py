@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tasksvc.metrics import Metrics
 from tasksvc.web.answers import Answer
-from tasksvc.web.keys import LIMITS, METRICS
+from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.limits import Limits
 from tasksvc.web.server import Runner
 from tasksvc.web.wanted import while_wanted

@@ -13,7 +13,7 @@ import orjson
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.task import Step, Task
 from tasksvc.slices import Slices
-from tasksvc.web.moments import shown_moment
+from tasksvc.web.schemas.moments import shown_moment
 
 _Item = TypeVar("_Item")
 

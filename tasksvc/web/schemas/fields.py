@@ -10,7 +10,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, pre_load
 
-from tasksvc.web.moments import RULE, read_moment
+from tasksvc.web.schemas.moments import RULE, read_moment
 
 MAX_ERRORS = 10
 """Of one request, that a client is told."""

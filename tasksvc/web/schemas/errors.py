@@ -8,7 +8,7 @@ from typing import Any
 
 from marshmallow.exceptions import SCHEMA
 
-from tasksvc.web.fields import MAX_ERRORS
+from tasksvc.web.schemas.fields import MAX_ERRORS
 
 MAX_NAME_LENGTH = 50
 

@@ -1,4 +1,4 @@
-"""One function for each route: parse, call one verb, answer."""
+"""One function for each route of tasks: parse, call one verb, answer."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
 
-import orjson
 import structlog
 from aiohttp import hdrs, web
 from multidict import istr
 
-from tasksvc import logs
 from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import FINAL, LIVE, Status, Step
 from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
-from tasksvc.web.batches import load_tasks_create
+from tasksvc.web.app_keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.bodies import read_batch, read_json
-from tasksvc.web.cursors import Cursors
-from tasksvc.web.dumps import dump_attempts, dump_step, dump_task, dump_tasks, fitting
-from tasksvc.web.keys import HEALTH, LIMITS, METRICS, SERVICE
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 from tasksvc.web.queries import check_no_query, next_link
-from tasksvc.web.schemas import load_search, load_step, load_task_create, load_task_id
+from tasksvc.web.schemas.batches import load_tasks_create
+from tasksvc.web.schemas.cursors import Cursors
+from tasksvc.web.schemas.dumps import dump_attempts, dump_step, dump_task, dump_tasks, fitting
+from tasksvc.web.schemas.tasks import load_search, load_step, load_task_create, load_task_id
 from tasksvc.web.wanted import while_wanted
 
 log = structlog.get_logger(__name__)
@@ -154,36 +151,6 @@ async def retry_tasks(request: web.Request) -> Answer:
         return await _step(request, FINAL, service.retry_many, "retried", successes)
 
 
-async def health(request: web.Request) -> Answer:
-    """Whether it can serve, and what is wrong."""
-    checks = request.app[HEALTH]
-    document: dict[str, Any] = {"status": "ok"}
-    if degraded := checks.degraded():
-        document["degraded"] = degraded
-    if problems := await checks.problems():
-        document = {**document, "status": "unavailable", "problems": problems}
-        return Answer(orjson.dumps(document), status=HTTPStatus.SERVICE_UNAVAILABLE)
-    return Answer(orjson.dumps(document))
-
-
-async def health_live(request: web.Request) -> Answer:
-    """Whether its loops come round; if not, it had better be started again."""
-    return _yes_or_no(request.app[HEALTH].is_live())
-
-
-async def health_ready(request: web.Request) -> Answer:
-    """Whether to send it requests."""
-    return _yes_or_no(await request.app[HEALTH].is_ready())
-
-
-async def metrics(request: web.Request) -> Answer:
-    """All that is known now. What can't be asked now is left out, rather than told from memory."""
-    await request.app[SERVICE].measure()
-    request.app[METRICS].set_log_lines_dropped(logs.dropped_lines())
-    body, headers = request.app[METRICS].render(request.headers.getall(hdrs.ACCEPT, []))
-    return Answer(body, content_type=headers["Content-Type"])
-
-
 @contextmanager
 def _creating(request: web.Request) -> Iterator[None]:
     """Counts a request that creates, and refuses it while the service stops. `create_task`, where
@@ -251,9 +218,3 @@ def _idempotency_key(request: web.Request) -> str | None:
 def _traceparent(request: web.Request) -> str | None:
     value = request.headers.get("traceparent")
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
-
-
-def _yes_or_no(is_so: bool) -> Answer:
-    if is_so:
-        return Answer(b'{"status":"ok"}')
-    return Answer(b'{"status":"unavailable"}', status=HTTPStatus.SERVICE_UNAVAILABLE)

@@ -17,10 +17,10 @@ from marshmallow import ValidationError, fields
 from marshmallow.validate import Length
 
 from tasksvc.slices import Slices
-from tasksvc.web.errors import named_errors
-from tasksvc.web.fields import MAX_ERRORS, Shape
 from tasksvc.web.problems import Problem, bad_json, wrong_shape
-from tasksvc.web.schemas import MAX_TASKS, TaskOrder, try_task_create
+from tasksvc.web.schemas.errors import named_errors
+from tasksvc.web.schemas.fields import MAX_ERRORS, Shape
+from tasksvc.web.schemas.tasks import MAX_TASKS, TaskOrder, try_task_create
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Queues: one function for each route, and the shapes of what comes in and goes out."""
+"""One function for each route of queues."""
 
 from __future__ import annotations
 
@@ -7,36 +7,16 @@ from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
-from marshmallow import fields
-from marshmallow.validate import Range, Regexp
 
 from tasksvc.domain.errors import QueueNotFound
 from tasksvc.domain.queue import Queue
 from tasksvc.web.answers import Answer
+from tasksvc.web.app_keys import QUEUES
 from tasksvc.web.bodies import read_json
-from tasksvc.web.fields import Digits, Shape
-from tasksvc.web.keys import QUEUES
 from tasksvc.web.problems import wrong_shape
 from tasksvc.web.queries import check_no_query, load_query, next_link
-from tasksvc.web.schemas import QUEUE_NAME, QUEUE_NAME_RULE, load
-
-_PAGE = 1000
-
-
-class QueuePut(Shape):
-    """The body of `PUT /queues/{name}`."""
-
-    concurrency = fields.Integer(
-        strict=True, allow_none=True, required=True, validate=Range(1, 1_000_000)
-    )
-
-
-class QueueSearch(Shape):
-    """The query of `GET /queues`."""
-
-    limit = Digits(load_default=_PAGE, validate=Range(1, _PAGE))
-    after = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
-
+from tasksvc.web.schemas.queues import QueuePut, QueueSearch, show_queue
+from tasksvc.web.schemas.tasks import QUEUE_NAME, QUEUE_NAME_RULE, load
 
 _QUEUE_PUT = QueuePut()
 _QUEUE_SEARCH = QueueSearch()
@@ -51,7 +31,7 @@ async def put_queue(request: web.Request) -> Answer:
     if not is_new:
         return _answer(queue)
     headers: dict[str, str] = {hdrs.LOCATION: f"/queues/{name}"}
-    return Answer(orjson.dumps(_shown(queue)), status=HTTPStatus.CREATED, headers=headers)
+    return Answer(orjson.dumps(show_queue(queue)), status=HTTPStatus.CREATED, headers=headers)
 
 
 async def get_queue(request: web.Request) -> Answer:
@@ -65,7 +45,7 @@ async def find_queues(request: web.Request) -> Answer:
     limit = search["limit"]
     queues = await request.app[QUEUES].find(search.get("after", ""), limit + 1)
     page = queues[:limit]
-    document: dict[str, Any] = {"queues": [_shown(queue) for queue in page]}
+    document: dict[str, Any] = {"queues": [show_queue(queue) for queue in page]}
     headers = next_link(request, after=page[-1].name) if len(queues) > limit else {}
     return Answer(orjson.dumps(document), headers=headers)
 
@@ -94,13 +74,4 @@ def _name(request: web.Request) -> str:
 
 
 def _answer(queue: Queue) -> Answer:
-    return Answer(orjson.dumps(_shown(queue)))
-
-
-def _shown(queue: Queue) -> dict[str, Any]:
-    return {
-        **queue._asdict(),
-        "oldest_seconds": round(queue.oldest_seconds, 3),
-        "rate": round(queue.rate, 3),
-        "empty_seconds": None if queue.empty_seconds is None else round(queue.empty_seconds, 1),
-    }
+    return Answer(orjson.dumps(show_queue(queue)))

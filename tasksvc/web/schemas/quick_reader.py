@@ -14,7 +14,7 @@ import msgspec
 from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length, Range, Regexp
 
-from tasksvc.web.fields import Moment
+from tasksvc.web.schemas.fields import Moment
 
 _NUL = rb"\u0000"
 """As it stands in JSON."""

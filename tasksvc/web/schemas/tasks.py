@@ -16,12 +16,12 @@ from marshmallow.validate import Length, Range, Regexp
 from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import NO_OPTIONS, Filter, Options, Priority, Status
-from tasksvc.web.errors import named_errors
-from tasksvc.web.fields import Digits, Moment, Number, Shape, Truth
-from tasksvc.web.moments import read_moment
 from tasksvc.web.problems import bad_json, wrong_shape
 from tasksvc.web.queries import load_query
-from tasksvc.web.quick import Reader, without_nul
+from tasksvc.web.schemas.errors import named_errors
+from tasksvc.web.schemas.fields import Digits, Moment, Number, Shape, Truth
+from tasksvc.web.schemas.moments import read_moment
+from tasksvc.web.schemas.quick_reader import Reader, without_nul
 
 MAX_TASKS = 1000
 """In one `POST /tasks`, and in one step of a cancel or a retry by filter."""
