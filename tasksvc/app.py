@@ -37,6 +37,7 @@ from tasksvc.handlers.simulated import simulated
 from tasksvc.loop import Loop
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Running
+from tasksvc.services.cleanup import Cleanup
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.queues import QueueService
 from tasksvc.services.rescue import Rescue
@@ -290,14 +291,17 @@ def _pool(
     services.publisher.on_due_in = relay.wake_in
     scheduler = Loop(Scheduler(services.schedules))
     services.schedules.on_put = scheduler.wake
-    janitor = Janitor(
-        services.store, services.queue_store, settings.retention_seconds, settings.key_seconds
+    cleanup = Cleanup(
+        services.store,
+        services.queue_store,
+        retention_seconds=settings.retention_seconds,
+        key_seconds=settings.key_seconds,
     )
     duties = [
         relay,
         scheduler,
         Loop(Rescuer(services.rescue, settings.lease_seconds)),
-        Loop(janitor),
+        Loop(Janitor(cleanup)),
     ]
     if consumers:
         duties += [

@@ -4,73 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 from marshmallow.validate import Length, Range
-from psycopg2 import ProgrammingError
-from psycopg2.extensions import parse_dsn
+
+from tasksvc import urls
+from tasksvc.urls import MAX_PORT, UrlError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_SCHEMES = (
-    "postgresql",
-    "postgres",
-    "postgresql+asyncpg",
-    "postgresql+aiopg",
-    "postgresql+psycopg2",
-)
-
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-_SSL_WORDS = {"true": "require", "false": "disable"}
-
-_HOST = re.compile(r"[\w.:-]+")
-
-_MAX_PORT = 65_535
-
 _MAX_SECONDS = 10 * 366 * 86_400
 """Ten years. What is longer overflows somewhere: in a timer, or in PostgreSQL."""
-
-_OF_OTHER_DRIVERS = frozenset(
-    {
-        "async_fallback",
-        "charset",
-        "command_timeout",
-        "connection_limit",
-        "echo",
-        "encoding",
-        "max_cached_statement_lifetime",
-        "max_overflow",
-        "max_size",
-        "maxsize",
-        "min_size",
-        "minsize",
-        "pool_pre_ping",
-        "pool_recycle",
-        "pool_size",
-        "pool_timeout",
-        "prepared_statement_cache_size",
-        "prepared_statement_name_func",
-        "statement_cache_size",
-        "timeout",
-    }
-)
-"""What SQLAlchemy, asyncpg and others read from such a URL, and libpq refuses to know. It tunes
-those drivers, and has no effect here."""
-
-_TARGETS = ("any", "read-write", "primary")
-"""Of `target_session_attrs`: the service writes."""
-
-_MAX_SCHEMA_BYTES = 63
-
-_REDIS_DATABASE = re.compile(r"/?|/\d+")
 
 _PREFIXES = ("TASKSVC_", "TASK_")
 """Of our variables. Others may use the second too: there a name must be more like one of ours."""
@@ -204,7 +153,7 @@ def _read(env: _NotingEnv) -> dict[str, Any]:
         "log_level": env.str("LOG_LEVEL", "debug", validate=_one_of(*LOG_LEVELS)).lower(),
         "log_file_path": Path(env.str("LOG_FILE_PATH", "logs/app.log", validate=Length(min=1))),
         "host": env.str("HOST", "127.0.0.1", validate=_can_be_a_host),
-        "port": env.int("PORT", 8000, validate=Range(0, _MAX_PORT)),
+        "port": env.int("PORT", 8000, validate=Range(0, MAX_PORT)),
         "http": env.str("TASKSVC_HTTP", "on", validate=_one_of("on", "ops", "off")).lower(),
         # PostgreSQL and Redis.
         "database_url": database_url,
@@ -288,119 +237,25 @@ def _path(value: str) -> Path | None:
 
 
 def _database_url(url: str) -> tuple[str | None, str | None]:
-    """The URL as libpq understands it, whichever driver it was written for, and the schema that it
-    names."""
-    if not url:
-        return None, None
+    """Returns the URL for libpq and the schema that it names."""
     try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise SettingsError("DATABASE_URL: Not a valid URL.") from None
-    if parts.scheme not in _SCHEMES or "://" not in url:
-        raise SettingsError(
-            f"DATABASE_URL: Must begin with one of: {', '.join(_SCHEMES)}, and ://."
-        )
-    rest = f"{parts.path}?{parts.query}#{parts.fragment}"
-    if parts.fragment or ("@" in rest and "@" not in parts.netloc):
-        raise SettingsError("DATABASE_URL: Write the #, / and ? of a password as %23, %2F and %3F.")
-    parameters = _parameters(parts.query)
-    if ssl := parameters.pop("ssl", None):  # asyncpg's word
-        parameters.setdefault("sslmode", _SSL_WORDS.get(ssl.lower(), ssl))
-    schema = parameters.pop("schema", None)  # Prisma's word
-    if schema is not None and not 0 < len(schema.encode()) <= _MAX_SCHEMA_BYTES:
-        raise SettingsError("DATABASE_URL: schema must be the name of a schema.")
-    if parameters.pop("pgbouncer", "false").lower() != "false":  # Prisma's too
-        raise SettingsError(
-            "DATABASE_URL: pgbouncer=true means a pooler in transaction mode, which can't be used."
-            " Set it to pool_mode = session, and leave the parameter out."
-        )
-    kept = {name: value for name, value in parameters.items() if name not in _OF_OTHER_DRIVERS}
-    for name in kept:
-        if _parse_dsn(f"postgresql:///?{quote(name)}=0") is None:
-            raise SettingsError(f"DATABASE_URL: PostgreSQL knows no parameter {name[:40]!r}.")
-    # By hand: urlunsplit leaves out the slashes of a URL without a host.
-    cleaned = f"postgresql://{parts.netloc}{parts.path}"
-    if kept:
-        cleaned += f"?{urlencode(kept, quote_via=quote)}"
-    dsn = _parse_dsn(cleaned)
-    if dsn is None:
-        raise SettingsError("DATABASE_URL: Not a valid PostgreSQL URL.")
-    _check_dsn(dsn)
-    return cleaned, schema
-
-
-def _parameters(query: str) -> dict[str, str]:
-    """As libpq reads them: a plus is a plus."""
-    pairs = [part.partition("=") for part in query.split("&") if part]
-    return {unquote(name): unquote(value) for name, _, value in pairs}
-
-
-def _parse_dsn(url: str) -> dict[str, str] | None:
-    try:
-        return dict(parse_dsn(url))
-    except (ProgrammingError, ValueError):  # its message may repeat the password
-        return None
-
-
-def _check_dsn(dsn: dict[str, str]) -> None:
-    """What libpq finds out only when it connects."""
-    if "," in dsn.get("host", "") + dsn.get("hostaddr", ""):
-        raise SettingsError("DATABASE_URL: Must name one host alone.")
-    port = dsn.get("port", "5432")
-    if not (port.isdecimal() and 0 < int(port) <= _MAX_PORT):
-        raise SettingsError(f"DATABASE_URL: The port must be a number from 1 to {_MAX_PORT}.")
-    if dsn.get("sslmode", "prefer") not in _SSL_MODES:
-        raise SettingsError(f"DATABASE_URL: sslmode must be one of: {', '.join(_SSL_MODES)}.")
-    if dsn.get("target_session_attrs", "any") not in _TARGETS:
-        raise SettingsError(
-            f"DATABASE_URL: target_session_attrs must be one of: {', '.join(_TARGETS)}."
-        )
-    timeout = dsn.get("connect_timeout", "0")
-    if not (timeout.isdecimal() and len(timeout) < 6):
-        raise SettingsError("DATABASE_URL: connect_timeout must be a number of seconds.")
-    if "replication" in dsn:
-        raise SettingsError("DATABASE_URL: replication can't be used.")
-    if dsn.get("client_encoding", "auto").lower() not in ("auto", "utf8", "utf-8", "unicode"):
-        raise SettingsError("DATABASE_URL: client_encoding must be UTF8.")
+        return urls.database_url(url) if url else (None, None)
+    except UrlError as error:
+        raise SettingsError(f"DATABASE_URL: {error}") from None
 
 
 def _redis_url(env: _NotingEnv) -> str | None:
     url = env.str("REDIS_URL", "")
     host = env.str("REDIS_HOST", "")
-    port = env.int("REDIS_PORT", 6379, validate=Range(1, _MAX_PORT))
+    port = env.int("REDIS_PORT", 6379, validate=Range(1, MAX_PORT))
     password = env.str("REDIS_PASSWORD", "")
-    if url:
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise SettingsError("REDIS_URL: Must begin with redis://, rediss:// or unix://.")
-        if not _is_redis_url(url):
-            raise SettingsError("REDIS_URL: Not a valid Redis URL.")
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and not _REDIS_DATABASE.fullmatch(unquote(parts.path)):
-            raise SettingsError("REDIS_URL: The path must be the number of a database, as in /0.")
-        if _parameters(parts.query).get("protocol", "2") != "2":
-            raise SettingsError("REDIS_URL: protocol must be 2.")
-        return str(url)
-    if not host:
-        return None
-    credentials = f":{quote(password, safe='')}@" if password else ""
-    url = f"redis://{credentials}{f'[{host}]' if ':' in host else host}:{port}/0"
-    if not (_HOST.fullmatch(host) and _is_redis_url(url)):
-        raise SettingsError("REDIS_HOST: Must be the name or the address of a host.")
-    return url
-
-
-def _is_redis_url(url: str) -> bool:
-    """Whether a connection can be made of it; none is opened."""
-    # Here, so that a command which needs no Redis does not wait for its client.
-    from redis.asyncio import ConnectionPool
-    from redis.exceptions import RedisError
-
+    name = "REDIS_URL" if url else "REDIS_HOST"
     try:
-        connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
-        getattr(connection, "host", "").encode("idna")  # as the resolver will
-    except (ValueError, TypeError, RedisError):  # its message may repeat the password
-        return False
-    return True
+        if url:
+            return urls.redis_url(str(url))
+        return urls.redis_url_of(host, port, password) if host else None
+    except UrlError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
 def _one_line(error: EnvValidationError) -> str:

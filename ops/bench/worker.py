@@ -11,10 +11,10 @@ import socket
 import time
 
 from tasksvc import logs
+from tasksvc.cli.ending import Ending
+from tasksvc.cli.serve import serve
 from tasksvc.domain.task import Claim
-from tasksvc.ending import Ending
 from tasksvc.handlers import Handler
-from tasksvc.serve import serve
 from tasksvc.settings import Settings
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from tasksvc.__main__ import main
+from tasksvc.cli.main import main
 
 
 def _end_with_owner() -> None:

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tasksvc import __version__
-from tasksvc.__main__ import main
+from tasksvc.cli.main import main
 from tasksvc.testing.process import clean_environment
 from tests.harness import ROOT, ServiceProcess, eventually, query
 

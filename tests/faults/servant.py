@@ -25,8 +25,8 @@ def main() -> None:
     # Here, because each process of a handler imports the module of the program again.
     from tasksvc import logs
     from tasksvc.app import load_handlers
-    from tasksvc.ending import Ending
-    from tasksvc.serve import serve
+    from tasksvc.cli.ending import Ending
+    from tasksvc.cli.serve import serve
     from tasksvc.services import tasks as service
     from tasksvc.settings import Settings
     from tests.faults import failpoints, mutants

@@ -12,8 +12,8 @@ import uvloop
 
 from tasksvc import logs
 from tasksvc.app import load_handlers
-from tasksvc.ending import Ending
-from tasksvc.serve import serve
+from tasksvc.cli.ending import Ending
+from tasksvc.cli.serve import serve
 from tasksvc.settings import Settings
 
 _PAUSE_SECONDS = 0.002

@@ -6,6 +6,7 @@ import pytest
 
 from tasksvc.domain.task import NO_OPTIONS
 from tasksvc.duties.janitor import Janitor
+from tasksvc.services.cleanup import Cleanup
 from tasksvc.store.queue_store import QueueStore
 from tasksvc.store.task_store import TaskStore
 from tests.harness import query
@@ -26,7 +27,7 @@ async def test_old_tasks_go_a_thousand_at_a_time(
     store: TaskStore, queue_store: QueueStore, worker: Worker, database_url: str
 ) -> None:
     query(database_url, FILL, 2500)
-    janitor = Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(Cleanup(store, queue_store, retention_seconds=3600, key_seconds=3600))
 
     steps = [await janitor.run_once() for _ in range(4)]
 
@@ -43,7 +44,10 @@ async def test_young_and_live_tasks_stay(
     await worker.create()
 
     assert (
-        await Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600).run_once() == 3
+        await Janitor(
+            Cleanup(store, queue_store, retention_seconds=3600, key_seconds=3600)
+        ).run_once()
+        == 3
     )
 
     assert query(database_url, "SELECT status FROM task ORDER BY id") == [
@@ -62,7 +66,12 @@ async def test_retention_keeps(
 ) -> None:
     query(database_url, FILL, 3)
 
-    assert await Janitor(store, queue_store, retention_seconds, key_seconds=3600).run_once() == 0
+    assert (
+        await Janitor(
+            Cleanup(store, queue_store, retention_seconds=retention_seconds, key_seconds=3600)
+        ).run_once()
+        == 0
+    )
 
     assert query(database_url, COUNT) == [(3,)]
 
@@ -75,7 +84,7 @@ async def test_tally_is_folded_and_right(
         await worker.create()
     await worker.work()
     await worker.create()
-    janitor = Janitor(store, queue_store, retention_seconds=3600, key_seconds=3600)
+    janitor = Janitor(Cleanup(store, queue_store, retention_seconds=3600, key_seconds=3600))
 
     await janitor.run_once()
     await janitor.run_once()
@@ -99,7 +108,10 @@ async def test_old_keys_are_forgotten(
         "UPDATE idempotency_key SET created_at = created_at - interval '2 hours' WHERE key = 'old'",
     )
 
-    assert await Janitor(store, queue_store, 0, key_seconds=3600).run_once() == 1
+    assert (
+        await Janitor(Cleanup(store, queue_store, retention_seconds=0, key_seconds=3600)).run_once()
+        == 1
+    )
 
     assert query(database_url, "SELECT key FROM idempotency_key") == [("new",)]
 

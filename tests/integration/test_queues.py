@@ -15,6 +15,7 @@ from tasksvc.domain.queue import Queue
 from tasksvc.domain.task import NewTask, Options, Status
 from tasksvc.duties.janitor import Janitor
 from tasksvc.duties.relay import Relay
+from tasksvc.services.cleanup import Cleanup
 from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
@@ -346,14 +347,14 @@ class TestNames:
     async def test_janitor_looks_at_all_of_them(
         self, store: TaskStore, queue_store: QueueStore, database_url: str, monkeypatch: Any
     ) -> None:
-        monkeypatch.setattr("tasksvc.duties.janitor._QUEUE_BATCH", 4)
+        monkeypatch.setattr("tasksvc.services.cleanup._QUEUE_BATCH", 4)
         query(
             database_url,
             "INSERT INTO queue (name, concurrency, sampled_at) SELECT n, nullif(n %% 2, 0),"
             " now() - interval '2 h' FROM generate_series(1, %s) AS n",
             10,
         )
-        janitor = Janitor(store, queue_store, retention_seconds=0, key_seconds=3600)
+        janitor = Janitor(Cleanup(store, queue_store, retention_seconds=0, key_seconds=3600))
         for _ in range(4):
             await janitor.run_once()
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from tasksvc import __version__
 from tasksvc.app import POOL, create_app
-from tasksvc.ending import Ending
+from tasksvc.cli.ending import Ending
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Declared
 from tasksvc.settings import Settings
