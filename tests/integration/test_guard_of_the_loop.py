@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 import structlog
 
-from tasksvc.consumers import guard as guard_module
+from tasksvc.duties import loop_guard as guard_module
 from tasksvc.duties.loop_guard import LoopGuard
 from tasksvc.metrics import Metrics
 from tasksvc.store.blocking import BlockingLease

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from tasksvc import kinds as kinds_module
 from tasksvc.domain.errors import Overloaded, StoreUnavailable, UnknownKind
 from tasksvc.domain.task import Options
+from tasksvc.services import known_kinds as kinds_module
 from tasksvc.services.known_kinds import Kinds
 from tasksvc.store.task_store import TaskStore
 from tests.harness import query

@@ -13,7 +13,6 @@ import pytest
 import redis
 import structlog
 
-from tasksvc import schedules as schedules_module
 from tasksvc.domain.errors import (
     ScheduleNotFound,
     StoreUnavailable,
@@ -25,6 +24,7 @@ from tasksvc.domain.task import Status
 from tasksvc.duties.scheduler import Scheduler
 from tasksvc.loop import Loop
 from tasksvc.metrics import Metrics
+from tasksvc.services import schedules as schedules_module
 from tasksvc.services.schedules import ScheduleService
 from tasksvc.services.tasks import TaskService
 from tasksvc.store.database import Database

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tasksvc import search as search_module
 from tasksvc.domain.task import LIVE, Filter, Status
+from tasksvc.services import search as search_module
 from tasksvc.services.search import Search
 from tasksvc.store.database import Database
 from tasksvc.store.task_store import TaskStore

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tasksvc.consumers import loop as loop_module
+from tasksvc import loop as loop_module
 from tasksvc.domain.errors import StoreUnavailable
 from tasksvc.loop import Loop
 from tests.harness import eventually
