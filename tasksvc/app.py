@@ -7,17 +7,18 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 from tasksvc import __version__
-from tasksvc.background import ConsumerPool
+from tasksvc.background import Background
 from tasksvc.consumers.consumer import Consumer
 from tasksvc.consumers.executor import Executor
-from tasksvc.consumers.places import Places, share_out
+from tasksvc.consumers.places import share_out
 from tasksvc.domain.errors import StoreRefuses, StreamUnavailable, Unavailable
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import DEFAULT_KIND
@@ -34,7 +35,7 @@ from tasksvc.handlers.http import HttpDelivery
 from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
 from tasksvc.handlers.running import Runners
 from tasksvc.handlers.simulated import simulated
-from tasksvc.loop import Loop
+from tasksvc.loop import Loop, WakeUp
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Running
 from tasksvc.services.cleanup import Cleanup
@@ -59,7 +60,7 @@ from tasksvc.web.limits import Arriving, Limits
 
 log = structlog.get_logger(__name__)
 
-POOL = web.AppKey("pool", ConsumerPool)
+BACKGROUND = web.AppKey("background", Background)
 
 _SAYS_EVERY_SECONDS = 10.0
 """Why the start waits for PostgreSQL."""
@@ -91,67 +92,37 @@ def create_app(
     """Makes the whole service. `settings` has both URLs, `handler` does the tasks without a kind,
     `declared` is what `load_handlers` found; None loads them here.
 
-    Raises HandlersError.
+    Raises HandlersError; so does the start of the application.
     """
-    if declared is None:
-        declared = load_handlers(settings)
+    specs = load_handlers(settings) if declared is None else declared
     metrics = Metrics(__version__)
-    database = open_database(settings)
-    delivery = _delivery(settings)
-    attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in declared.items()}
-    if delivery is not None:
-        attempts[http.KIND] = None
-    ways = {each.run_in for each in declared.values()} - {"loop"}
-    stream = _stream(settings, attempts, settings.workers and settings.workers + len(ways))
-    services = _services(settings, database, stream, metrics, attempts)
-    runners = Runners(
-        services.worker.report,
-        threads=settings.threads,
-        processes=settings.processes,
-        max_result_bytes=settings.max_result_bytes,
-        on_thread_free=lambda: pool.wake(),
-    )
-    kinds = {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
-    kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
-    if delivery is not None:
-        kinds[http.KIND] = Kind(delivery)
-    pool = _pool(settings, database, services, stream, metrics, kinds, runners)
+
+    async def life(app: web.Application) -> AsyncIterator[None]:
+        # In this order up, and in the other down: a writer stops before what it writes to.
+        kinds = _attempts_by_kind(settings, specs)
+        async with (
+            _stores(settings) as stores,
+            _stream(settings, kinds, specs) as stream,
+            _services(settings, stores, stream, metrics, kinds) as services,
+            _handlers(settings, services, specs, handler) as handlers,
+            _background(settings, stores, stream, services, handlers, metrics) as background,
+        ):
+            app[SERVICE], app[QUEUES] = services.tasks, services.queues
+            app[SCHEDULES], app[BACKGROUND] = services.schedules, background
+            app[HEALTH] = Health(
+                services.tasks.ping, lambda: stream.is_up, background.stalled, background.failing
+            )
+            await _until_migrated(stores.database)
+            await _open(stream)
+            await background.start()
+            yield
+            app[HEALTH].is_stopping = True
 
     app = web.Application(client_max_size=settings.max_body_bytes)
     app[METRICS] = metrics
-    app[SERVICE] = services.tasks
-    app[QUEUES] = services.queues
-    app[SCHEDULES] = services.schedules
-    app[POOL] = pool
-    app[HEALTH] = Health(services.tasks.ping, lambda: stream.is_up, pool.stalled, pool.failing)
-    app[LIMITS] = Limits(
-        max_body_bytes=settings.max_body_bytes,
-        max_batch_bytes=settings.max_batch_bytes,
-        body_timeout_seconds=settings.body_timeout_seconds,
-        max_connections=settings.max_connections,
-        write_timeout_seconds=settings.write_timeout_seconds,
-        max_buffer_bytes=settings.max_buffer_bytes,
-    )
+    app[LIMITS] = _limits(settings)
     app[ARRIVING] = Arriving(settings.max_buffer_bytes)
     app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
-
-    async def life(app: web.Application) -> AsyncIterator[None]:
-        # In this order up, and in the other down: who writes stops before what it writes to.
-        await _until_migrated(database)
-        await _open(stream)
-        await pool.start()
-        yield
-        app[HEALTH].is_stopping = True
-        await pool.stop()
-        await services.tasks.flush()
-        await services.worker.flush()
-        if delivery is not None:
-            await delivery.close()
-        await stream.close()
-        await services.schedule_store.close()
-        await services.queue_store.close()
-        await services.store.close()
-
     app.cleanup_ctx.append(life)
     return app
 
@@ -165,9 +136,50 @@ def open_database(settings: Settings) -> Database:
     )
 
 
-def _stream(settings: Settings, kinds: Iterable[str], consumers: int) -> TaskStream:
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_body_bytes=settings.max_body_bytes,
+        max_batch_bytes=settings.max_batch_bytes,
+        body_timeout_seconds=settings.body_timeout_seconds,
+        max_connections=settings.max_connections,
+        write_timeout_seconds=settings.write_timeout_seconds,
+        max_buffer_bytes=settings.max_buffer_bytes,
+    )
+
+
+def _attempts_by_kind(settings: Settings, specs: Mapping[str, Declared]) -> dict[str, int | None]:
+    """Returns the kinds that this process serves, each with its own max_attempts."""
+    attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in specs.items()}
+    return attempts | ({http.KIND: None} if settings.http_allow else {})
+
+
+@dataclass(frozen=True)
+class _Stores:
+    database: Database
+    tasks: TaskStore
+    schedules: ScheduleStore
+    queues: QueueStore
+
+
+@asynccontextmanager
+async def _stores(settings: Settings) -> AsyncIterator[_Stores]:
+    database = open_database(settings)
+    stores = _Stores(database, TaskStore(database), ScheduleStore(database), QueueStore(database))
+    try:
+        yield stores
+    finally:
+        for store in (stores.schedules, stores.queues, stores.tasks):
+            await store.close()
+
+
+@asynccontextmanager
+async def _stream(
+    settings: Settings, kinds: Iterable[str], specs: Mapping[str, Declared]
+) -> AsyncIterator[TaskStream]:
     assert settings.redis_url is not None
-    return TaskStream(
+    ways = {each.run_in for each in specs.values()} - {"loop"}
+    consumers = settings.workers and settings.workers + len(ways)
+    stream = TaskStream(
         settings.redis_url,
         prefix=settings.redis_prefix,
         readers=consumers + 1,
@@ -176,15 +188,19 @@ def _stream(settings: Settings, kinds: Iterable[str], consumers: int) -> TaskStr
         max_entries=settings.stream_max_entries,
         kinds=kinds,
     )
+    try:
+        yield stream
+    finally:
+        await stream.close()
 
 
 @dataclass(frozen=True)
 class _Services:
-    """The stores, and what can be done with what is in them."""
+    """What can be done, and what the background shares with it: its runs and its wake-ups."""
 
-    store: TaskStore
-    schedule_store: ScheduleStore
-    queue_store: QueueStore
+    runs: Running
+    wake_relay: WakeUp
+    wake_scheduler: WakeUp
     publisher: Publisher
     worker: WorkerService
     rescue: Rescue
@@ -193,28 +209,34 @@ class _Services:
     queues: QueueService
 
 
-def _services(
+@asynccontextmanager
+async def _services(
     settings: Settings,
-    database: Database,
+    stores: _Stores,
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, int | None],
-) -> _Services:
-    store = TaskStore(database)
-    schedule_store = ScheduleStore(database)
-    queue_store = QueueStore(database)
-    publisher = Publisher(store, stream, metrics, lost_margin_seconds=settings.lost_margin_seconds)
+) -> AsyncIterator[_Services]:
+    runs, wake_relay, wake_scheduler = Running(), WakeUp(settings.relay_seconds), WakeUp()
+    store, max_waiting = stores.tasks, settings.max_waiting
+    publisher = Publisher(
+        store,
+        stream,
+        metrics,
+        lost_margin_seconds=settings.lost_margin_seconds,
+        wake_relay_in=wake_relay.after,
+    )
     worker = WorkerService(
         store,
         stream,
         publisher,
         metrics,
         kinds,
+        stop_runs=runs.stop,
         lease_seconds=settings.lease_seconds,
         group_size=settings.group_size,
-        max_waiting=settings.max_waiting,
+        max_waiting=max_waiting,
     )
-    rescue = Rescue(store, stream, publisher, worker, metrics, lease_seconds=settings.lease_seconds)
     tasks = TaskService(
         store,
         stream,
@@ -224,23 +246,66 @@ def _services(
         kinds,
         max_attempts=settings.max_attempts,
         group_size=settings.group_size,
-        max_waiting=settings.max_waiting,
+        max_waiting=max_waiting,
     )
-    return _Services(
-        store,
-        schedule_store,
-        queue_store,
-        publisher,
-        worker,
-        rescue,
+    schedules = ScheduleService(
+        stores.schedules,
         tasks,
-        ScheduleService(schedule_store, tasks, metrics, max_waiting=settings.max_waiting),
-        QueueService(queue_store, publisher, max_waiting=settings.max_waiting),
+        metrics,
+        wake_scheduler=wake_scheduler.now,
+        max_waiting=max_waiting,
     )
+    try:
+        yield _Services(
+            runs,
+            wake_relay,
+            wake_scheduler,
+            publisher,
+            worker,
+            Rescue(store, stream, publisher, worker, metrics, lease_seconds=settings.lease_seconds),
+            tasks,
+            schedules,
+            QueueService(stores.queues, publisher, max_waiting=max_waiting),
+        )
+    finally:
+        await tasks.flush()
+        await worker.flush()
+
+
+@dataclass(frozen=True)
+class _Handlers:
+    runners: Runners
+    kinds: Mapping[str, Kind]
+
+
+@asynccontextmanager
+async def _handlers(
+    settings: Settings,
+    services: _Services,
+    declared: Mapping[str, Declared],
+    handler: Handler | None,
+) -> AsyncIterator[_Handlers]:
+    """Raises HandlersError."""
+    runners = Runners(
+        services.worker.report,
+        threads=settings.threads,
+        processes=settings.processes,
+        max_result_bytes=settings.max_result_bytes,
+    )
+    kinds = {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
+    kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
+    delivery = _delivery(settings)
+    if delivery is not None:
+        kinds[http.KIND] = Kind(delivery)
+    try:
+        yield _Handlers(runners, kinds)
+    finally:
+        if delivery is not None:
+            await delivery.close()
 
 
 def _delivery(settings: Settings) -> HttpDelivery | None:
-    """None where no host is allowed: the kind is not served then. Raises HandlersError."""
+    """Returns None where no host is allowed: the kind is not served then. Raises HandlersError."""
     if not settings.http_allow:
         return None
     try:
@@ -253,80 +318,99 @@ def _delivery(settings: Settings) -> HttpDelivery | None:
         raise HandlersError(f"TASKSVC_HTTP_ALLOW: {error}") from None
 
 
-def _places(settings: Settings, kinds: Mapping[str, Kind], runners: Runners) -> Sequence[Places]:
-    """Those of each consumer; none in a process that only accepts and serves."""
-    if not settings.workers:
-        return []
-    totals = {
-        "loop": settings.concurrency,
-        "thread": settings.threads,
-        "process": settings.processes,
-    }
-    ways = {name: (kind.run_in, kind.concurrency) for name, kind in kinds.items()}
-    blocked = {"thread": lambda: runners.lingering_threads}
-    return share_out(ways, totals, settings.workers, blocked=blocked)
-
-
-def _pool(
+@asynccontextmanager
+async def _background(
     settings: Settings,
-    database: Database,
-    services: _Services,
+    stores: _Stores,
     stream: TaskStream,
+    services: _Services,
+    handlers: _Handlers,
     metrics: Metrics,
-    kinds: Mapping[str, Kind],
-    runners: Runners,
-) -> ConsumerPool:
-    retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
-    executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
-    running = Running()
-    services.worker.on_lost = running.stop
-    consumers = [
-        Consumer(number, own, services.worker, stream, executor, running)
-        for number, own in enumerate(_places(settings, kinds, runners), 1)
-    ]
-    services.worker.starting_kinds = frozenset(
-        name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
-    )
-    relay = Loop(Relay(services.publisher, settings.relay_seconds))
-    services.publisher.on_due_in = relay.wake_in
-    scheduler = Loop(Scheduler(services.schedules))
-    services.schedules.on_put = scheduler.wake
-    cleanup = Cleanup(
-        services.store,
-        services.queue_store,
-        retention_seconds=settings.retention_seconds,
-        key_seconds=settings.key_seconds,
-    )
-    duties = [
-        relay,
-        scheduler,
-        Loop(Rescuer(services.rescue, settings.lease_seconds)),
-        Loop(Janitor(cleanup)),
-    ]
-    if consumers:
-        duties += [
-            Loop(Heartbeat(services.worker, settings.heartbeat_seconds)),
-            Loop(Listener(stream, services.worker.stop_lost)),
-        ]
+) -> AsyncIterator[Background]:
+    consumers = _consumers(settings, stream, services, handlers, metrics)
+    duties = _duties(settings, stores, stream, services, serves=bool(consumers))
     guard = LoopGuard(
         lambda: services.worker.id,
-        BlockingLease(database, settings.lease_seconds).renew,
+        BlockingLease(stores.database, settings.lease_seconds).renew,
         metrics,
         renew_after_seconds=settings.heartbeat_seconds,
     )
-    pool = ConsumerPool(
+    background = Background(
         services.worker,
         stream,
-        running,
+        services.runs,
         consumers,
         duties,
         guard,
         grace_seconds=settings.grace_seconds,
     )
-    services.worker.on_new = pool.reserve
-    metrics.before_scrape(lambda: metrics.set_places(pool.places(), runners.lingering_threads))
-    duties.append(Loop(Watchdog(pool.stalled, metrics)))
-    return pool
+    duties.append(Loop(Watchdog(background.stalled, metrics)))
+    services.worker.on_new = background.reserve
+    runners = handlers.runners
+    runners.when_thread_free(background.wake)
+    metrics.before_scrape(
+        lambda: metrics.set_places(background.places(), runners.lingering_threads)
+    )
+    try:
+        yield background
+    finally:
+        await background.stop()
+
+
+def _consumers(
+    settings: Settings,
+    stream: TaskStream,
+    services: _Services,
+    handlers: _Handlers,
+    metrics: Metrics,
+) -> list[Consumer]:
+    """Returns none for a process that only accepts and serves."""
+    if not settings.workers:
+        return []
+    kinds, worker = handlers.kinds, services.worker
+    retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
+    executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
+    worker.starting_kinds = frozenset(
+        name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
+    )
+    places = share_out(
+        {name: (kind.run_in, kind.concurrency) for name, kind in kinds.items()},
+        {"loop": settings.concurrency, "thread": settings.threads, "process": settings.processes},
+        settings.workers,
+        blocked={"thread": lambda: handlers.runners.lingering_threads},
+    )
+    return [
+        Consumer(number, own, worker, stream, executor, services.runs)
+        for number, own in enumerate(places, 1)
+    ]
+
+
+def _duties(
+    settings: Settings,
+    stores: _Stores,
+    stream: TaskStream,
+    services: _Services,
+    *,
+    serves: bool,
+) -> list[Loop]:
+    cleanup = Cleanup(
+        stores.tasks,
+        stores.queues,
+        retention_seconds=settings.retention_seconds,
+        key_seconds=settings.key_seconds,
+    )
+    duties = [
+        Loop(Relay(services.publisher, settings.relay_seconds), services.wake_relay),
+        Loop(Scheduler(services.schedules), services.wake_scheduler),
+        Loop(Rescuer(services.rescue, settings.lease_seconds)),
+        Loop(Janitor(cleanup)),
+    ]
+    if serves:
+        duties += [
+            Loop(Heartbeat(services.worker, settings.heartbeat_seconds)),
+            Loop(Listener(stream, services.worker.stop_lost)),
+        ]
+    return duties
 
 
 async def _until_migrated(database: Database) -> None:

@@ -27,7 +27,7 @@ _UNWRITTEN_SECONDS = 30.0
 """By then results should be written, or the operator should know that they are not."""
 
 
-class ConsumerPool:
+class Background:
     """Starts consumers and duties together, and stops them in the order that loses nothing."""
 
     def __init__(

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from contextlib import suppress
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -43,6 +44,50 @@ class Step(Protocol):
         """How many it did. After none, the loop pauses."""
 
 
+class WakeUp:
+    """Ends the pause of a loop: at once, or after some seconds.
+
+    It is made before the loop, for those whom the loop needs and who have to wake it.
+    """
+
+    def __init__(self, within_seconds: float = inf) -> None:
+        """`within_seconds` is the loop's own longest pause: what is due later needs no wake-up."""
+        self._within_seconds = within_seconds
+        self._event = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
+
+    def now(self) -> None:
+        """Ends the pause."""
+        self._event.set()
+
+    def after(self, seconds: float) -> None:
+        """Ends the pause after so many seconds, or earlier."""
+        if seconds >= self._within_seconds:
+            return
+        if seconds <= 0:
+            self.now()
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now < self._due_at <= now + seconds:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = now + seconds
+        self._timer = loop.call_at(self._due_at, self.now)
+
+    def clear(self) -> None:
+        """Forgets the wake-ups until now."""
+        self._event.clear()
+
+    async def wait(self, seconds: float) -> None:
+        """Returns at the next wake-up, and after so many seconds at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+
+
 class Loop:
     """Repeats a step until it is told to stop.
 
@@ -50,18 +95,16 @@ class Loop:
     CancelledError that nobody of us sent is a fault like any other.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, wake_up: WakeUp | None = None) -> None:
         self.name = step.name
         self._step = step
         self._is_stopping = False
-        self._wake = asyncio.Event()
+        self._wake_up = wake_up or WakeUp()
         self._ticked_at = time.monotonic()
         self._failures = 0
         self._failing_since = 0.0
         self._is_unexpected = False
         self._task: asyncio.Task[None] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = 0.0
 
     @property
     def is_stalled(self) -> bool:
@@ -95,28 +138,12 @@ class Loop:
 
     def wake(self) -> None:
         """The next step comes without a pause."""
-        self._wake.set()
-
-    def wake_in(self, seconds: float) -> None:
-        """The next step comes after so long at the latest."""
-        if seconds >= self._step.pause_seconds:
-            return  # it comes round before
-        if seconds <= 0:
-            self.wake()
-            return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now < self._alarm_at <= now + seconds:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = now + seconds
-        self._alarm = loop.call_at(self._alarm_at, self.wake)
+        self._wake_up.now()
 
     def ask_to_stop(self) -> None:
         """The step under way is the last."""
         self._is_stopping = True
-        self._wake.set()
+        self._wake_up.now()
 
     async def stop(self, within_seconds: float) -> None:
         """Lets the step under way end, and after so long cancels it.
@@ -134,15 +161,13 @@ class Loop:
 
     async def _run(self) -> None:
         while not self._is_stopping:
-            self._wake.clear()
+            self._wake_up.clear()
             pause = await self._run_step()
             self._ticked_at = time.monotonic()
             # Always once: a step that never waits would keep the event loop for itself.
             await asyncio.sleep(0)
             if pause > 0 and not self._is_stopping:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
+                await self._wake_up.wait(pause)
 
     async def _run_step(self) -> float:
         """The seconds to pause."""
@@ -171,7 +196,7 @@ class Loop:
         longest = min(
             _LONGEST_BACKOFF_SECONDS, self._step.pause_seconds or _LONGEST_BACKOFF_SECONDS
         )
-        self._wake.clear()
+        self._wake_up.clear()
         return max(_LEAST_BACKOFF_SECONDS, min(longest, ceiling)) * random.uniform(0.5, 1)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

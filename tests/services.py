@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.metrics import Metrics
+from tasksvc.runs import Running
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.rescue import Rescue
 from tasksvc.services.tasks import TaskService
@@ -19,6 +20,7 @@ from tasksvc.stream.task_stream import TaskStream
 class Services:
     """Those of one process, which is not registered yet."""
 
+    runs: Running
     publisher: Publisher
     worker: WorkerService
     rescue: Rescue
@@ -35,14 +37,31 @@ class Services:
         lost_margin_seconds: float = 0.5,
         max_attempts: int = 3,
         kinds: Mapping[str, int | None] | None = None,
+        stop_runs: Callable[[Sequence[str]], object] | None = None,
+        wake_relay_in: Callable[[float], object] = float,
     ) -> Services:
         kinds = kinds or {DEFAULT_KIND: None}
+        runs = Running()
         bounds = {"group_size": 100, "max_waiting": 1000}
-        publisher = Publisher(store, stream, metrics, lost_margin_seconds=lost_margin_seconds)
+        publisher = Publisher(
+            store,
+            stream,
+            metrics,
+            lost_margin_seconds=lost_margin_seconds,
+            wake_relay_in=wake_relay_in,
+        )
         worker = WorkerService(
-            store, stream, publisher, metrics, kinds, lease_seconds=lease_seconds, **bounds
+            store,
+            stream,
+            publisher,
+            metrics,
+            kinds,
+            stop_runs=stop_runs or runs.stop,
+            lease_seconds=lease_seconds,
+            **bounds,
         )
         return cls(
+            runs,
             publisher,
             worker,
             Rescue(store, stream, publisher, worker, metrics, lease_seconds=lease_seconds),

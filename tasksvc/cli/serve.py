@@ -14,7 +14,7 @@ import uvloop
 from aiohttp import web
 
 from tasksvc import __version__
-from tasksvc.app import POOL, create_app
+from tasksvc.app import BACKGROUND, create_app
 from tasksvc.cli.ending import Ending
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Declared
@@ -76,10 +76,11 @@ async def _serve(settings: Settings, ending: Ending, app: web.Application) -> No
                 version=__version__,
             )
         await stop.wait()
-        await stop.drain()
-        # Health tells it, and reads are answered, while what runs may end.
-        app[HEALTH].is_stopping = True
-        await app[POOL].stop()
+        if HEALTH in app:  # otherwise the signal came before the start
+            await stop.drain()
+            # Reads and health are answered while what runs may end.
+            app[HEALTH].is_stopping = True
+            await app[BACKGROUND].stop()
     finally:
         await runner.cleanup()
     ending.is_in_order()
@@ -102,7 +103,8 @@ class _Stop:
             self.is_asked.set()
         else:
             self._is_hurried.set()
-            self._app[POOL].hurry()
+            if BACKGROUND in self._app:
+                self._app[BACKGROUND].hurry()
 
     async def wait(self) -> None:
         """Waits for the first signal. Only a signal stops the service: a handler may cancel all the
@@ -122,7 +124,8 @@ class _Stop:
                     await self._is_hurried.wait()
 
     def _say(self) -> None:
-        settings, count = self._settings, self._app[POOL].running_count
+        settings = self._settings
+        count = self._app[BACKGROUND].running_count if BACKGROUND in self._app else 0
         waits = []
         if settings.drain_seconds:
             waits.append(f"serves on for {settings.drain_seconds:g} s")

@@ -29,17 +29,19 @@ class Runners:
         threads: int,
         processes: int,
         max_result_bytes: int = MAX_BYTES,
-        on_thread_free: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_thread_free` is called on the loop when a thread ends whose run was over before."""
         self._report = report
         self._threads = asyncio.Semaphore(threads)
         self._places = asyncio.Semaphore(processes)
         self._processes: Processes | None = None
         self._max_result_bytes = max_result_bytes
-        self._on_thread_free = on_thread_free
+        self._on_thread_free: list[Callable[[], object]] = []
         self.lingering_threads = 0
         """Threads whose run is over, which go on all the same: none of them can be stopped."""
+
+    def when_thread_free(self, call: Callable[[], object]) -> None:
+        """Calls the function on the loop when a thread ends whose run was over before."""
+        self._on_thread_free.append(call)
 
     def handler_of(self, declared: Declared) -> Handler:
         """Raises HandlersError when it can't run here."""
@@ -85,7 +87,8 @@ class Runners:
             self._threads.release()
             if is_over:
                 self.lingering_threads -= 1
-                self._on_thread_free()
+                for call in self._on_thread_free:
+                    call()
 
         try:
             run = ThreadRun(function, claim, self._report, max_result_bytes=self._max_result_bytes)

@@ -57,7 +57,10 @@ class Publisher:
         metrics: Metrics,
         *,
         lost_margin_seconds: float,
+        wake_relay_in: Callable[[float], object],
     ) -> None:
+        """`wake_relay_in` takes the seconds after which the relay has to look for due tasks."""
+        self.wake_relay_in = wake_relay_in
         self._store = store
         self._stream = stream
         self._metrics = metrics
@@ -66,8 +69,6 @@ class Publisher:
         )
         self._waiting: defaultdict[Lane, deque[str]] = defaultdict(deque)
         self._work: asyncio.Task[None] | None = None
-        self.on_due_in: Callable[[float], object] = lambda seconds: None
-        """Told that a task will have to be published after so many seconds."""
 
     def soon(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> None:
         """Publishes them without being waited for."""

@@ -26,7 +26,7 @@ class QueueService:
     async def put(self, name: str, concurrency: int | None) -> tuple[Queue, bool]:
         """The queue with that limit, and whether it is new."""
         is_new = await self._line.run(lambda: self._store.put_queue(name, concurrency))
-        self._publisher.on_due_in(0.0)
+        self._publisher.wake_relay_in(0.0)
         return await self.get(name), is_new
 
     async def pause(self, name: str, *, is_paused: bool) -> Queue:
@@ -34,7 +34,7 @@ class QueueService:
         pause = self._store.pause_queue
         if not await self._line.run(lambda: pause(name, is_paused=is_paused)):
             raise QueueNotFound
-        self._publisher.on_due_in(0.0)
+        self._publisher.wake_relay_in(0.0)
         return await self.get(name)
 
     async def get(self, name: str) -> Queue:

@@ -40,14 +40,20 @@ class ScheduleService:
     """
 
     def __init__(
-        self, store: ScheduleStore, tasks: TaskService, metrics: Metrics, *, max_waiting: int
+        self,
+        store: ScheduleStore,
+        tasks: TaskService,
+        metrics: Metrics,
+        *,
+        wake_scheduler: Callable[[], object],
+        max_waiting: int,
     ) -> None:
+        """`wake_scheduler` is called when a schedule may be due earlier than it was."""
+        self._wake_scheduler = wake_scheduler
         self._store = store
         self._line = Line(max_waiting, _LINE_SECONDS)
         self._tasks = tasks
         self._runs = metrics.schedule_runs
-        self.on_put: Callable[[], object] = lambda: None
-        """Told that a schedule may be due earlier than was known."""
 
     async def put(self, name: str, order: ScheduleOrder) -> tuple[Schedule, bool]:
         """The schedule, and whether it is new.
@@ -59,7 +65,7 @@ class ScheduleService:
         put = await self._line.run(lambda: self._put(name, order))
         if put is None:
             raise TooManySchedules
-        self.on_put()
+        self._wake_scheduler()
         return put
 
     async def get(self, name: str) -> Schedule:

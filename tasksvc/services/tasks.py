@@ -425,7 +425,7 @@ class TaskService:
         moments += [task.expires_at for _, task in made if task.expires_at is not None]
         if moments:
             seconds = (min(moments) - made[0][1].created_at).total_seconds()
-            self._publisher.on_due_in(max(0.0, seconds))
+            self._publisher.wake_relay_in(max(0.0, seconds))
 
     async def _get(self, ids: list[str]) -> list[Task | TaskServiceError]:
         found = {task.id: task for task in await self._store.get_tasks(ids)}

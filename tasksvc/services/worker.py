@@ -50,6 +50,9 @@ _AFTER_FAILURE = {
 """What a failed run is called, by what became of its task."""
 
 
+StopRuns = Callable[[Sequence[str]], object]
+"""Stops the runs of tasks, by their ids, that this worker has lost: canceled, or rescued."""
+
 Take = Callable[[Sequence[Claim]], None]
 """Starts runs in places that were kept for them, and frees the others. To be called once."""
 
@@ -79,11 +82,13 @@ class WorkerService:
         metrics: Metrics,
         kinds: Mapping[str, int | None],
         *,
+        stop_runs: StopRuns,
         lease_seconds: float,
         group_size: int,
         max_waiting: int,
     ) -> None:
         """`kinds` are those that this process serves."""
+        self._stop_runs = stop_runs
         self._store = store
         self._stream = stream
         self._publisher = publisher
@@ -104,8 +109,6 @@ class WorkerService:
         self._doubtful: set[str] = set()  # what claims may have taken, or may still take, unnoticed
         self._must_settle = False
         self._steady_since = -inf  # no renewal has failed yet
-        self.on_lost: Callable[[Sequence[str]], object] = lambda ids: None
-        """Told of held tasks that are this worker's no longer: canceled, or rescued."""
         self.starting_kinds: Collection[str] = frozenset(kinds)
         """Those whose tasks may start where they are created."""
         self.on_new: Callable[[int], Take | None] = lambda count: None
@@ -156,7 +159,7 @@ class WorkerService:
             self._steady_since = time.monotonic()
             raise
         if not is_renewed:
-            self.on_lost(list(held))
+            self._stop_runs(list(held))
             raise LeaseLost
         count = self._stop_lost(lost, held)
         if self._doubtful:
@@ -282,12 +285,12 @@ class WorkerService:
         """Those of the ids that this process can't start are told again when it is time: of kinds
         that it does not serve, or of queues that let none start."""
         if self.id is not None and await self._store.unpublish_refused_tasks(self.id, ids):
-            self._publisher.on_due_in(0.0)  # a queue may have got room since
+            self._publisher.wake_relay_in(0.0)  # a queue may have got room since
 
     async def put_back(self, ids: Sequence[str]) -> None:
         """Lets the relay publish tasks again that this process was given and has no place for."""
         await self._store.unpublish_tasks(ids)
-        self._publisher.on_due_in(0.0)
+        self._publisher.wake_relay_in(0.0)
 
     async def report(self, claim: Claim, fraction: float, message: str) -> None:
         """Keeps how far a run has come, if it is still the current one. Raises nothing when
@@ -319,14 +322,14 @@ class WorkerService:
         """This process no longer holds the task."""
         claim = self._held.pop(id, None)
         if claim is not None and claim.is_limited:
-            self._publisher.on_due_in(0.0)  # there may be room in the queue now
+            self._publisher.wake_relay_in(0.0)  # there may be room in the queue now
 
     def stop_handlers(self, canceled: Sequence[Canceled]) -> None:
         """Stops what runs of the canceled tasks, here and elsewhere."""
         running = [each for each in canceled if each.worker_id is not None]
-        self.on_lost([each.task.id for each in running if each.worker_id == self.id])
+        self._stop_runs([each.task.id for each in running if each.worker_id == self.id])
         if any(each.task.queue for each in running):
-            self._publisher.on_due_in(0.0)
+            self._publisher.wake_relay_in(0.0)
         elsewhere = [each.task.id for each in running if each.worker_id != self.id]
         if elsewhere:
             self._spawn(self._publish_canceled(elsewhere))
@@ -364,7 +367,7 @@ class WorkerService:
         self.drop(finish.id)
         self._count(finish, is_written)
         if finish.outcome.status is Status.PENDING:
-            self._publisher.on_due_in(finish.outcome.delay_seconds)
+            self._publisher.wake_relay_in(finish.outcome.delay_seconds)
 
     # The groups: each takes many and gives one result for each.
 
@@ -407,7 +410,7 @@ class WorkerService:
         # What was finished in the meantime is not lost.
         still_held = self.held
         lost = [id for id in lost if still_held.get(id) == held[id]]
-        self.on_lost(lost)
+        self._stop_runs(lost)
         return len(lost)
 
     def _may_start(self, task: NewTask) -> bool:
@@ -436,7 +439,7 @@ class WorkerService:
         unknown = doubtful - self._held.keys()
         if released := await self._store.release_tasks(worker_id, unknown):
             self._metrics.tasks_released.add(len(released))
-            self._publisher.on_due_in(0.0)
+            self._publisher.wake_relay_in(0.0)
             log.warning("Handed back", action="settled", tasks=len(released))
         self._doubtful -= doubtful
 

@@ -16,7 +16,7 @@ import pytest
 import redis
 from aiohttp import web
 
-from tasksvc.app import POOL, create_app
+from tasksvc.app import BACKGROUND, create_app
 from tasksvc.domain.errors import Unavailable
 from tasksvc.domain.task import Claim
 from tasksvc.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -196,7 +196,7 @@ async def test_asyncio_tasks_are_back_after_a_burst(
         await drained(url)
 
         await eventually(lambda: len(asyncio.all_tasks()) <= before)
-        await eventually(lambda: app[POOL]._worker.held == {})
+        await eventually(lambda: app[BACKGROUND]._worker.held == {})
         assert not service._publisher._waiting
         gc.collect()
     finally:

@@ -18,7 +18,6 @@ from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
 from tasksvc.handlers.kinds import Kind
 from tasksvc.metrics import Metrics
-from tasksvc.runs import Running
 from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
 from tasksvc.store.queue_store import QueueStore
@@ -53,8 +52,7 @@ class Worker:
         self.flush = services.flush
         self.stream = stream
         self.metrics = metrics
-        self.running = Running()
-        self.service.on_lost = self.running.stop
+        self.running = services.runs
         executor = Executor(
             {kind: Kind(handler) for kind in limits or ("default",)},
             RetryPolicy(0, 0),

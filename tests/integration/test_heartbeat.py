@@ -60,7 +60,7 @@ async def test_beat_renews_the_lease_and_nothing_else(
 async def test_handler_of_a_task_that_was_canceled_elsewhere_is_stopped(
     make_worker: MakeWorker, rows: Rows, database_url: str
 ) -> None:
-    """Though nobody told it: the other process knew no Redis."""
+    """Though nobody stopped it: the other process knew no Redis."""
     worker = await holding(make_worker, 3)
     first = next(iter(worker.service.held))
     query(
@@ -161,14 +161,13 @@ async def test_lost_lease_whose_worker_is_forgotten_already(
 async def test_task_that_has_just_been_finished_is_not_taken_for_lost(
     make_worker: MakeWorker, rows: Rows
 ) -> None:
-    told: list[str] = []
-    worker = make_worker()
+    stopped: list[str] = []
+    worker = make_worker(stop_runs=stopped.extend)
     await worker.service.register()
-    worker.service.on_lost = told.extend
     await worker.create()
     await worker.take()
 
     await asyncio.gather(worker.finish(), worker.service.renew_lease())
 
     assert rows() == [("completed", 1, 0)]
-    assert told == []
+    assert stopped == []

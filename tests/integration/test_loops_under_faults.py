@@ -13,7 +13,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from tasksvc.app import POOL, create_app
+from tasksvc.app import BACKGROUND, create_app
 from tasksvc.domain.errors import (
     ContentRefused,
     LeaseLost,
@@ -118,7 +118,7 @@ async def test_no_loop_spins(
             break_store(patch, store)
         if stream is not None:
             break_stream(patch, stream)
-        for loop in app[POOL]._loops():
+        for loop in app[BACKGROUND]._loops():
             loop.wake()
         process = psutil.Process()
         memory = process.memory_info().rss

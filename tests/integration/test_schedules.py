@@ -22,7 +22,7 @@ from tasksvc.domain.errors import (
 from tasksvc.domain.schedule import Missed, ScheduleOrder, Tick
 from tasksvc.domain.task import Status
 from tasksvc.duties.scheduler import Scheduler
-from tasksvc.loop import Loop
+from tasksvc.loop import Loop, WakeUp
 from tasksvc.metrics import Metrics
 from tasksvc.services import schedules as schedules_module
 from tasksvc.services.schedules import ScheduleService
@@ -46,9 +46,15 @@ async def make_schedules(
     """Makes services of schedules, each with connections of its own, as processes have."""
     stores = []
 
-    def make() -> ScheduleService:
+    def make(wake_scheduler: Callable[[], object] = lambda: None) -> ScheduleService:
         stores.append(ScheduleStore(Database(database_url)))
-        return ScheduleService(stores[-1], make_services().tasks, metrics, max_waiting=100)
+        return ScheduleService(
+            stores[-1],
+            make_services().tasks,
+            metrics,
+            wake_scheduler=wake_scheduler,
+            max_waiting=100,
+        )
 
     yield make
     for store in stores:
@@ -417,8 +423,10 @@ async def test_bad_schedule_stops_no_other(
 
 @pytest.mark.slow
 async def test_scheduler_sleeps_until_the_next_is_due_and_is_woken_by_a_put(
-    schedules: ScheduleService, database_url: str
+    make_schedules: Make, database_url: str
 ) -> None:
+    wake_up = WakeUp()
+    schedules = make_schedules(wake_up.now)
     step = Scheduler(schedules)
     await step.run_once()
     assert step.pause_seconds == 10
@@ -427,8 +435,7 @@ async def test_scheduler_sleeps_until_the_next_is_due_and_is_woken_by_a_put(
     await step.run_once()
     assert 0 < step.pause_seconds < 2.1
 
-    loop = Loop(Scheduler(schedules))
-    schedules.on_put = loop.wake
+    loop = Loop(Scheduler(schedules), wake_up)
     loop.start()
     try:
         await eventually(lambda: made(database_url))

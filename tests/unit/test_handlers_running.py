@@ -264,7 +264,8 @@ async def test_start_that_fails_gives_its_place_back(
 
 async def test_thread_that_goes_on_lingers_until_it_ends() -> None:
     freed: list[int] = []
-    runners = Runners(keeps_nothing, threads=1, processes=1, on_thread_free=lambda: freed.append(1))
+    runners = Runners(keeps_nothing, threads=1, processes=1)
+    runners.when_thread_free(lambda: freed.append(1))
     handle = runners.handler_of(DECLARED["stubborn-thread"])
     await eventually(lambda: not _threads())
     running = asyncio.create_task(handle(claim("stubborn-thread", "0.5")))

@@ -11,7 +11,7 @@ import structlog
 
 from tasksvc import loop as loop_module
 from tasksvc.domain.errors import StoreUnavailable
-from tasksvc.loop import Loop
+from tasksvc.loop import Loop, WakeUp
 from tests.harness import eventually
 
 
@@ -42,11 +42,11 @@ def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def start() -> AsyncIterator[Callable[[Counting], Loop]]:
+async def start() -> AsyncIterator[Callable[..., Loop]]:
     loops: list[Loop] = []
 
-    def start(step: Counting) -> Loop:
-        loops.append(Loop(step))
+    def start(step: Counting, wake_up: WakeUp | None = None) -> Loop:
+        loops.append(Loop(step, wake_up))
         loops[-1].start()
         return loops[-1]
 
@@ -55,7 +55,7 @@ async def start() -> AsyncIterator[Callable[[Counting], Loop]]:
         await loop.stop(within_seconds=0)
 
 
-Start = Callable[[Counting], Loop]
+Start = Callable[..., Loop]
 
 
 async def test_steps_repeat(start: Start) -> None:
@@ -72,40 +72,40 @@ async def test_no_pause_while_there_is_something_to_do(start: Start) -> None:
     await eventually(lambda: step.steps == 4)
 
 
-async def test_alarm_ends_the_pause_at_its_moment(start: Start) -> None:
-    step = Counting(pause_seconds=3600)
-    loop = start(step)
+async def test_wake_up_ends_the_pause_after_its_seconds(start: Start) -> None:
+    step, wake_up = Counting(pause_seconds=3600), WakeUp()
+    start(step, wake_up)
     await eventually(lambda: step.steps == 1)
     now = asyncio.get_running_loop().time
     began = now()
 
-    loop.wake_in(1800)
-    loop.wake_in(0.1)
-    loop.wake_in(0.5)  # later than what is set
+    wake_up.after(1800)
+    wake_up.after(0.1)
+    wake_up.after(0.5)  # later than the one that is set
     await eventually(lambda: step.steps == 2)
 
     assert 0.1 <= now() - began < 0.5
-    loop.wake_in(0.05)  # the first has rung
+    wake_up.after(0.05)  # the first is over
     await eventually(lambda: step.steps == 3)
 
 
 @pytest.mark.parametrize("seconds", [0, -5])
-async def test_alarm_for_now_ends_the_pause(start: Start, seconds: float) -> None:
-    step = Counting(pause_seconds=3600)
-    loop = start(step)
+async def test_wake_up_without_delay_ends_the_pause(start: Start, seconds: float) -> None:
+    step, wake_up = Counting(pause_seconds=3600), WakeUp()
+    start(step, wake_up)
     await eventually(lambda: step.steps == 1)
 
-    loop.wake_in(seconds)
+    wake_up.after(seconds)
 
     await eventually(lambda: step.steps == 2)
 
 
-async def test_alarm_later_than_the_next_step_is_none(start: Start) -> None:
-    loop = start(Counting(pause_seconds=0.5))
+async def test_wake_up_after_the_longest_pause_sets_no_timer() -> None:
+    wake_up = WakeUp(within_seconds=0.5)
 
-    loop.wake_in(3600)
+    wake_up.after(3600)
 
-    assert loop._alarm is None
+    assert wake_up._timer is None
 
 
 async def test_wake_ends_the_pause(start: Start) -> None:
