@@ -21,7 +21,7 @@ DEADLINE_SECONDS = 15.0
 
 
 def ago(seconds: float) -> float:
-    """That moment, as `time.monotonic` tells it."""
+    """Returns that moment, in the seconds of `time.monotonic`."""
     return time.monotonic() - seconds
 
 

@@ -27,7 +27,7 @@ Start = Callable[..., ServiceProcess]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 KEYS = ["id", "content", "status", "created_at", "updated_at"]
 TASK = b'{"content": "x"}'
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 def rows(service: ServiceProcess, columns: str, id: str) -> list[tuple[Any, ...]]:
@@ -203,7 +203,7 @@ async def test_failed_task_tells_its_error_after_the_five_keys(
 @pytest.mark.parametrize(
     "id",
     [
-        NOBODY,
+        UNKNOWN_ID,
         "1",
         "x",
         "%00",
@@ -214,15 +214,15 @@ async def test_failed_task_tells_its_error_after_the_five_keys(
         "null",
         "..",
         "'%20OR%20'1'='1",
-        NOBODY.replace("-", ""),
-        f"{{{NOBODY}}}",
-        f"urn:uuid:{NOBODY}",
-        f"{NOBODY}0",
-        f"{NOBODY}%0A",
-        f"{NOBODY}%20",
+        UNKNOWN_ID.replace("-", ""),
+        f"{{{UNKNOWN_ID}}}",
+        f"urn:uuid:{UNKNOWN_ID}",
+        f"{UNKNOWN_ID}0",
+        f"{UNKNOWN_ID}%0A",
+        f"{UNKNOWN_ID}%20",
         "g" * 36,
         "a" * 4000,
-        "%EF%BC%90" * 8 + NOBODY[8:],  # digits, but not of ASCII
+        "%EF%BC%90" * 8 + UNKNOWN_ID[8:],  # digits, but not of ASCII
     ],
 )
 async def test_unknown_id_is_not_found(
@@ -312,10 +312,10 @@ async def test_cancel_needs_no_body_and_ignores_one(shared_services: Start) -> N
         ("OPTIONS", "/task", "POST"),
         ("DELETE", "/task", "POST"),
         ("PROPFIND", "/task", "POST"),
-        ("POST", f"/task/{NOBODY}", "GET, HEAD"),
-        ("DELETE", f"/task/{NOBODY}", "GET, HEAD"),
-        ("GET", f"/task/{NOBODY}/cancel", "PATCH"),
-        ("POST", f"/task/{NOBODY}/cancel", "PATCH"),
+        ("POST", f"/task/{UNKNOWN_ID}", "GET, HEAD"),
+        ("DELETE", f"/task/{UNKNOWN_ID}", "GET, HEAD"),
+        ("GET", f"/task/{UNKNOWN_ID}/cancel", "PATCH"),
+        ("POST", f"/task/{UNKNOWN_ID}/cancel", "PATCH"),
         ("POST", "/health", "GET, HEAD"),
         ("PUT", "/health/live", "GET, HEAD"),
         ("PATCH", "/health/ready", "GET, HEAD"),
@@ -337,7 +337,7 @@ async def test_wrong_method_is_told_the_right_ones(
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/nope", "/task/", f"/task/{NOBODY}/", "/taskss", "/TASK", "//task", "/task//cancel"],
+    ["/", "/nope", "/task/", f"/task/{UNKNOWN_ID}/", "/taskss", "/TASK", "//task", "/task//cancel"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "LOCK"])
 async def test_unknown_path_is_not_found(
@@ -368,7 +368,7 @@ async def test_head_of_a_task(shared_service: ServiceProcess) -> None:
     id = shared_service.create()["id"]
 
     assert talk(shared_service.port, request("HEAD", f"/task/{id}")).status == 200
-    assert talk(shared_service.port, request("HEAD", f"/task/{NOBODY}")).status == 404
+    assert talk(shared_service.port, request("HEAD", f"/task/{UNKNOWN_ID}")).status == 404
 
 
 async def test_query_string_changes_nothing(shared_service: ServiceProcess) -> None:

@@ -17,7 +17,7 @@ Start = Callable[..., ServiceProcess]
 
 SHOP = "tests.handlers.shop"
 
-NOBODY = "00000000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 
 KEYS = ["attempt", "started_at", "ended_at", "worker", "outcome"]
 
@@ -194,14 +194,14 @@ async def test_of_very_many_the_newest_are_shown(idle: ServiceProcess) -> None:
     assert [each["attempt"] for each in attempts(idle, id)] == list(range(201, 1201))
 
 
-@pytest.mark.parametrize("id", [NOBODY, "x", NOBODY + "0", "%00"])
+@pytest.mark.parametrize("id", [UNKNOWN_ID, "x", UNKNOWN_ID + "0", "%00"])
 async def test_unknown_task_has_no_history(idle: ServiceProcess, id: str) -> None:
     assert_problem(ask(idle, id), 404)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_history_can_only_be_read(idle: ServiceProcess, method: str) -> None:
-    answer = talk(idle.port, request(method, f"/task/{NOBODY}/attempts", body=b""))
+    answer = talk(idle.port, request(method, f"/task/{UNKNOWN_ID}/attempts", body=b""))
 
     assert_problem(answer, 405)
     assert answer.headers["allow"] == "GET, HEAD"

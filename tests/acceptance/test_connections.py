@@ -71,7 +71,7 @@ def memory(service: ServiceProcess) -> int:
     return int(psutil.Process(service.process.pid).memory_info().rss)
 
 
-# Answers that nobody reads.
+# Answers that the client does not read.
 
 
 async def test_answer_that_nobody_reads_is_given_up_in_time(

@@ -67,7 +67,7 @@ async def test_without_a_kind_the_default_stays(shop: ServiceProcess) -> None:
     assert list(task) == ["id", "content", "status", "created_at", "updated_at"]
 
 
-@pytest.mark.parametrize("kind", ["nobody's", "", "x" * 101, "nul \0", 5, ["greet"]])
+@pytest.mark.parametrize("kind", ["unknown-kind", "", "x" * 101, "nul \0", 5, ["greet"]])
 async def test_kind_that_nobody_serves_is_refused(shop: ServiceProcess, kind: object) -> None:
     answer = talk(shop.port, post(json.dumps({"content": "x", "kind": kind}).encode()))
 
@@ -146,7 +146,7 @@ async def test_process_takes_only_kinds_that_it_has(start_service: Start) -> Non
     plain = start_service(TASKSVC_RELAY_SECONDS=0.1)
     shop = start_service(TASKSVC_HANDLERS=SHOP, TASKSVC_RELAY_SECONDS=0.1)
 
-    # The front does not have the kind, and asks who does.
+    # The front does not serve the kind, and looks for a worker that does.
     ids = [create(plain, "greet") for _ in range(10)]
 
     await eventually(lambda: plain.statuses(ids) == {"completed"})

@@ -1,4 +1,4 @@
-"""What operators and their Prometheus are told."""
+"""What operators and their Prometheus see."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ async def test_redis_away_fails_no_request_and_is_named(start_service: Start) ->
 
 
 async def test_metrics_have_every_name_of_the_contract(shared_service: ServiceProcess) -> None:
-    talk(shared_service.port, request("GET", "/metrics"))  # the first request of all is told later
+    talk(
+        shared_service.port, request("GET", "/metrics")
+    )  # the first request of all is counted later
     answer = talk(shared_service.port, request("GET", "/metrics"))
     lines = answer.body.decode().splitlines()
 

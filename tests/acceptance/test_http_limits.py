@@ -51,7 +51,7 @@ def port(shared_service: ServiceProcess) -> Iterator[int]:
 
 @pytest.fixture
 def impatient(shared_services: Start) -> ServiceProcess:
-    """A service that waits for nobody."""
+    """A service with the shortest timeouts."""
     return shared_services(
         TASKSVC_BODY_TIMEOUT_SECONDS=0.2, TASKSVC_KEEPALIVE_SECONDS=0.2, TASK_CONSUMER_WORKERS=0
     )

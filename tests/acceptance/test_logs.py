@@ -119,7 +119,7 @@ async def test_content_and_secrets_are_nowhere(
 ) -> None:
     """Not even while everything goes wrong."""
     password = f"pass-{CANARY}"
-    # A password that nobody asks for is still a password.
+    # A password that the server does not need is still a password.
     url = urlsplit(environment["DATABASE_URL"])
     with_password = url._replace(netloc=url.netloc.replace("@", f":{password}@")).geturl()
     assert password in with_password

@@ -1,4 +1,4 @@
-"""What a client may ask for beside the content, against the running service."""
+"""The options of a create, against the running service."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ async def test_processes_share_the_work(start_service: Start) -> None:
 
 async def test_cancel_stops_the_handler_in_another_process(start_service: Start) -> None:
     front = start_service(TASK_CONSUMER_WORKERS=0)
-    # So long a lease that the heartbeat is not what tells it.
+    # The lease is so long that the heartbeat is not what stops it.
     worker = start_service(TASK_SIMULATED_SECONDS=60, TASKSVC_LEASE_SECONDS=300)
     id = front.create()["id"]
     await eventually(lambda: worker.metric("tasksvc_running") == 1)

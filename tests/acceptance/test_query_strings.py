@@ -15,10 +15,10 @@ from tasksvc.web import routes
 from tests.harness import ServiceProcess
 from tests.wire import Answer, assert_problem, request, talk
 
-NOBODY = "00000000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 
 GETS = [
-    route.path.replace("{task_id}", NOBODY).replace("{name}", "nobody")
+    route.path.replace("{task_id}", UNKNOWN_ID).replace("{name}", "nobody")
     for route in routes.TASKS
     if route.method == "GET"
 ]

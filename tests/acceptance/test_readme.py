@@ -81,7 +81,7 @@ def test_tests_go_as_they_are_shown(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q"],
         cwd=tmp_path,
-        # The plugins of this environment complain of what they are not told.
+        # The plugins of this environment complain about options that they do not know.
         env=clean_environment(PYTHONPATH=ROOT, PYTEST_DISABLE_PLUGIN_AUTOLOAD=1),
         capture_output=True,
         text=True,

@@ -237,7 +237,7 @@ async def test_options_of_a_task(shared_services: Start) -> None:
         ({"task": {"content": "nul \0"}}, "/task/content"),
         ({"task": {"content": "x" * 16_383}}, "/task/content"),
         ({"task": {"content": "\1" * 2731}}, "/task/content"),
-        ({"task": {"content": "x", "kind": "nobody's"}}, "/task/kind"),
+        ({"task": {"content": "x", "kind": "unknown-kind"}}, "/task/kind"),
         ({"task": {"content": "x", "max_attempts": 0}}, "/task/max_attempts"),
         ({"task": {"content": "x", "priority": "urgent"}}, "/task/priority"),
         ({"task": {"content": "x", "timeout_seconds": -1}}, "/task/timeout_seconds"),

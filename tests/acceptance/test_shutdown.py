@@ -1,4 +1,4 @@
-"""SIGTERM loses nothing and charges nobody."""
+"""SIGTERM loses nothing and charges no task."""
 
 from __future__ import annotations
 

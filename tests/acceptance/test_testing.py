@@ -1,4 +1,4 @@
-"""A service of one's own, for those who test their handlers."""
+"""A service of one's own, for tests of handlers."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_failed_task_is_final_soon(shop_service: ServiceProcess) -> None:
 
 def test_client_says_what_was_refused(shop_service: ServiceProcess) -> None:
     with pytest.raises(AssertionError, match=r"^422: .*/kind"):
-        shop_service.create(kind="nobody's")
+        shop_service.create(kind="unknown-kind")
     with pytest.raises(AssertionError, match=r"^404: "):
-        shop_service.task("nobody's")
+        shop_service.task("unknown-kind")
 
 
 def test_task_that_takes_too_long(shop_service: ServiceProcess) -> None:

@@ -1,4 +1,4 @@
-"""Many tasks found, canceled and retried at once, whoever keeps them."""
+"""Many tasks found, canceled and retried at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store promises, whoever keeps the tasks."""
+"""What a store promises."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class TestInsertFresh:
         assert claimed == held.first_claim()
         assert (claimed.priority, claimed.timeout_seconds) == (Priority.HIGH, 2.0)
         assert claimed.retry_base_seconds == 3.0
-        # A claim whose answer was lost tells the same, but for how long it has waited.
+        # A claim whose answer was lost returns the same, except for the time that it has waited.
         (again,) = await store.claim_tasks(worker_id, [held.id])
         assert again._replace(waited_seconds=0.0) == claimed
         assert (await get(store, left.id)).status is Status.PENDING

@@ -1,4 +1,4 @@
-"""One live task for a unique key, whoever keeps the tasks."""
+"""One live task for a unique key."""
 
 from __future__ import annotations
 

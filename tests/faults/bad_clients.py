@@ -30,7 +30,7 @@ _ANSWER_SECONDS = 30.0
 
 
 def _client(bad: Fault) -> Fault:
-    """A fault beside which good tasks run and the service answers."""
+    """A fault during which good tasks run and the service answers."""
     name = f"client.{bad.__name__}"
 
     def fault(scene: Scene) -> None:
@@ -173,7 +173,7 @@ def breaks_off(scene: Scene) -> None:
 
 @_client
 def sends_half_and_stays(scene: Scene) -> None:
-    """Beside hundreds of idle connections."""
+    """With hundreds of idle connections."""
     chance = scene.random
     with ExitStack() as stack:
         for _ in range(200):
@@ -218,7 +218,7 @@ def _storm(scene: Scene, what: str, paths: list[str]) -> None:
 
 @_client
 def false_messages(scene: Scene) -> None:
-    """On the channel that tells which tasks are canceled. Anybody at Redis may write there."""
+    """On the channel that announces canceled tasks. Every client of Redis may write there."""
     running = "SELECT id::text FROM task WHERE status = 'processing'"
     channel = f"{PREFIX}:canceled"
     with suppress(redis.RedisError), scene.world.redis_client() as client:

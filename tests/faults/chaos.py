@@ -191,7 +191,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[Evidence,
 
 
 def keep(evidence: Evidence, folder: Path) -> Path:
-    """Writes all of it down, for whoever has to find out why."""
+    """Writes all of it down for the analysis."""
     path = folder / "evidence.jsonl"
     with path.open("w") as file:
         for kind in ("operations", "events", "lapses", "effects", "rows", "attempts"):

@@ -3,8 +3,8 @@
 In the manner of Jepsen's checkers: what the clients saw (an answer that never came is an unknown
 outcome, not a failure), what the database went through, what the handlers did, and what is left.
 It is pure, and itself tested by mutants of the service (`test_mutants.py`). Here is what holds for
-every task; what its options promise is in `option_invariants.py`, and what holds beside bad clients
-and handlers in `side_invariants.py`.
+every task; what its options promise is in `option_invariants.py`, and what holds while clients and
+handlers misbehave in `side_invariants.py`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def attempt_starts_once(evidence: Evidence) -> Found:
 @invariant
 def holder_keeps_its_tasks(evidence: Evidence) -> Found:
     """A task is taken only from a worker whose lease has run out."""
-    # A worker that leaves retires itself before its lease runs out; nobody rescues from it.
+    # A worker that leaves retires itself before its lease runs out. The rescuer leaves its tasks.
     jumped = "postgres" in evidence.clocks_jumped
     lapsed = {
         lapse.id: lapse for lapse in evidence.lapses if lapse.at >= lapse.expires_at or jumped

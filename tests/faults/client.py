@@ -37,7 +37,7 @@ _STEP = 5
 
 class OnceKeys:
     """The Idempotency-Keys that the clients of a run share. Each stands for one and the same order,
-    whoever makes it and however often."""
+    whichever client makes it, and however often."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -175,7 +175,7 @@ class Client:
                     self._said.append(text)
                 code = answer.status
         except (aiohttp.ClientError, TimeoutError, ValueError):
-            pass  # nobody knows whether it took effect
+            pass  # it is unknown whether it took effect
         ids = tuple(document.get("ids") or (task["id"] for task in document.get("tasks", ())))
         id = document.get("id", id)
         if code == 201:

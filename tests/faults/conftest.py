@@ -1,4 +1,4 @@
-"""Servers that a test may break, and services that can be told to misbehave."""
+"""Servers that a test may break, and services that misbehave on request."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.harness import query
 
 DRAIN_SECONDS = 60.0
 SETTLE_SECONDS = 40.0
-"""Longer than the service keeps an answer that nobody reads."""
+"""Longer than the service keeps an answer that the client does not read."""
 
 
 def sample(world: World, seconds: float) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Steps of the service after which a process can be told to die."""
+"""Steps of the service after which a test can end the process."""
 
 from __future__ import annotations
 

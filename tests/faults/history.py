@@ -75,7 +75,7 @@ class Injection:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """The longest time that a service which nobody stopped took to answer `/health/live` during a
+    """The longest time that a service which was not stopped took to answer `/health/live` during a
     fault; infinite when it did not answer or was gone."""
 
     fault: str
@@ -85,7 +85,7 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a service holds while nobody asks anything of it."""
+    """What a service holds while no client asks for anything."""
 
     megabytes: float
     descriptors: int
@@ -123,7 +123,7 @@ class Evidence:
     recoveries: list[Recovery] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
     footprint: Footprint | None = None
-    """At the beginning, the largest of all services; None when nobody looked."""
+    """At the beginning, the largest of all services; None when it was not measured."""
     footprints: list[Footprint] = field(default_factory=list)
     """Of each service at the end."""
     log_lines: list[bytes] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Evidence:
     consumers: int = 0
     expected_consumers: int = 0
     counted: dict[str, int] | None = None
-    """`task_status` as a service told it at the end."""
+    """`task_status` as a service reported it at the end."""
     answers: str = ""
     """Every answer's body that was not a task."""
     logs: str = ""

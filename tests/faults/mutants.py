@@ -80,7 +80,7 @@ def group_from_the_end() -> None:
 
 
 def rescue_the_living() -> None:
-    """The rescuer takes tasks whoever holds them."""
+    """The rescuer takes tasks from every worker."""
     _replace_in_query("rescue_tasks", ("AND worker_id = ANY(%(worker_ids)s::uuid[])", ""))
 
 

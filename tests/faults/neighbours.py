@@ -1,4 +1,4 @@
-"""Good tasks, and a look at the pulse of each service, beside a bad client or a bad handler."""
+"""Good tasks, and a check of each service's health, while a client or a handler misbehaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.waiting import Stopwatch
 from tests.harness import ServiceProcess, query
 
 PULSE_SECONDS = 2.5
-"""A service that nobody stops answers `/health/live` within this time, beside whatever client."""
+"""A service that is not stopped answers `/health/live` within this time, whatever clients do."""
 
 _SECONDS_BETWEEN = 0.2
 _GIVEN_UP_SECONDS = 15.0

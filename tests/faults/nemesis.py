@@ -321,7 +321,7 @@ def full_disk(scene: Scene) -> None:
             file.flush()
     scene.some_time(1, 3)
     ballast.unlink()
-    # It gives up when it can't write its log, and is started again by whoever watches over it.
+    # It gives up when it can't write its log, and is started again by its supervisor.
     scene.world.postgres.stop()
     scene.world.postgres.start()
 

@@ -17,7 +17,7 @@ OVERDUE_SECONDS = 5.0
 def nothing_starts_early(evidence: Evidence) -> Found:
     """I18: no claim before the task is due, as the database says, and as its client asked for.
 
-    A claim's moment is that of PostgreSQL's clock. If that was moved, it tells nothing.
+    A claim's moment is that of PostgreSQL's clock. If that was moved, it proves nothing.
     """
     if "postgres" in evidence.clocks_jumped:
         return
@@ -33,7 +33,7 @@ def nothing_starts_early(evidence: Evidence) -> Found:
 @invariant
 def attempts_are_bounded(evidence: Evidence) -> Found:
     """I10: failures stay within max_attempts, and a task fails for a reason: its attempts are
-    spent, its handler said so, or it expired. Who lost its worker was charged."""
+    spent, its handler said so, or it expired. A task whose worker died was charged."""
     for id, events in evidence.by_task.items():
         row = evidence.row[id]
         if row.failures > row.max_attempts:
@@ -176,9 +176,9 @@ def history_is_what_happened(evidence: Evidence) -> Found:
         if after.was == "processing" and after.status != "completed"
     )
     for (id, attempt, outcome), count in (told - happened).items():
-        yield id, f"attempt {attempt} is told as {outcome} {count} times more than it happened"
+        yield id, f"attempt {attempt} is recorded as {outcome} {count} times more than it happened"
     for (id, attempt, outcome), _ in (happened - told).items():
-        yield id, f"attempt {attempt} was {outcome}, and nothing tells it"
+        yield id, f"attempt {attempt} was {outcome}, and nothing records it"
 
 
 def _outcome(before: Event, after: Event) -> str:

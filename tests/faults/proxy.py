@@ -79,7 +79,7 @@ class Proxy:
         self._mode = mode
 
     def heal(self) -> None:
-        """Passes everything; what was broken stays cut, so that nobody waits for lost bytes."""
+        """Passes everything; what was broken stays cut, so that no client waits for lost bytes."""
         was, self._mode = self._mode, PASS
         if was != PASS:
             self.cut()
@@ -89,7 +89,7 @@ class Proxy:
         self._call(self._cut(reset))
 
     def half_close(self) -> None:
-        """Tells every client that no more bytes will come, and goes on listening to it."""
+        """Closes the sending side of every connection, and goes on reading from it."""
 
         async def close() -> None:
             for writer in self._writers:
@@ -133,7 +133,7 @@ class Proxy:
                 self._pass(there[0], writer, is_reply=True),
             )
         except (OSError, RuntimeError, asyncio.CancelledError):
-            pass  # canceled at the end only, and nobody waits for this task
+            pass  # canceled at the end only, and no task waits for this one
         finally:
             self._writers -= pair
             for each in pair:

@@ -1,4 +1,4 @@
-"""The service as a process that can be told to misbehave: `python -m tests.faults.servant`.
+"""The service as a process that misbehaves on request: `python -m tests.faults.servant`.
 
 It is the whole real service, with a handler that writes down what it does, and, when asked:
 

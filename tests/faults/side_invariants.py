@@ -1,4 +1,4 @@
-"""What holds beside bad clients and bad handlers."""
+"""What holds while clients and handlers misbehave."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FREE_RUNS = 3
 """A claim may be handed back before it runs, when its answer came too late."""
 
 _FORGED = re.compile(rb"(?:^|[\n\r\x0b\x0c\x85]|\xc2\x85|\xe2\x80[\xa8\xa9])FORGED")
-"""A line that a handler has made up, after whatever begins a line for somebody."""
+"""A line that a handler has made up, after the text that begins a line for a reader."""
 
 
 def has_grown(before: Footprint, now: Footprint) -> bool:
@@ -30,7 +30,7 @@ def has_grown(before: Footprint, now: Footprint) -> bool:
 
 @invariant
 def neighbours_are_not_charged(evidence: Evidence) -> Found:
-    """A good task that may fail once only, beside a bad client or handler, completes at its first
+    """A good task that may fail once only completes, whatever others do, at its first
     failure-free run."""
     for row in evidence.rows:
         if not evidence.contents[row.id].get("is_good"):
@@ -38,13 +38,13 @@ def neighbours_are_not_charged(evidence: Evidence) -> Found:
         if row.failures:
             yield row.id, f"was charged {row.failures} times: {row.error_type}"
         elif row.status not in ("completed", "canceled"):
-            yield row.id, f"beside others it is {row.status}: {row.error_type}"
+            yield row.id, f"among others it is {row.status}: {row.error_type}"
 
 
 @invariant
-def nobody_kills_a_worker(evidence: Evidence) -> Found:
-    """No client and no handler costs a worker its lease. One that claims after such a fault has
-    begun lives, and lives at its end."""
+def no_worker_is_killed(evidence: Evidence) -> Found:
+    """No client and no handler costs a worker its lease. A worker that claims after the fault has
+    begun lives, and still lives when the fault ends."""
     for injection in _mere(evidence):
         alive = {
             event.worker_id
@@ -75,7 +75,7 @@ def nothing_runs_for_free(evidence: Evidence) -> Found:
 
 @invariant
 def living_services_answer(evidence: Evidence) -> Found:
-    """`/health/live` of a service that nobody stops answers, beside whatever client."""
+    """`/health/live` of a service that is not stopped answers, whatever clients do."""
     for pulse in evidence.seen.pulses:
         if pulse.seconds > pulse.bound_seconds:
             yield (
@@ -87,8 +87,8 @@ def living_services_answer(evidence: Evidence) -> Found:
 
 @invariant
 def bad_clients_are_refused(evidence: Evidence) -> Found:
-    """A bad client is told what is wrong with it, or that there is no room; a connection may be
-    closed. Never does it make the service fail, nor does it get what it must not have."""
+    """A bad client gets an error that says what is wrong, or that there is no room, or its
+    connection is closed. It never makes the service fail, and never gets what it must not have."""
     for (what, code), count in evidence.seen.answers.items():
         is_refused = code == 0 or 400 <= code < 500 or code == 503
         is_answered = code == 200 and not what.startswith("body ")

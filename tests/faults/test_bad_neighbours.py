@@ -1,4 +1,4 @@
-"""Each bad client and each bad handler alone, beside good ones: nobody else is hurt."""
+"""Each bad client and each bad handler alone: the good ones are not hurt."""
 
 from __future__ import annotations
 

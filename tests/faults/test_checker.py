@@ -126,7 +126,7 @@ def test_good_evidence_is_green(evidence: Evidence) -> None:
         (WRONG_ATTEMPT, "history_is_what_happened"),
         (TAKEN_AWAY, "finished_before_acknowledged"),
         (NEVER_IN_HAND, "finished_before_acknowledged"),
-        (lapsed(kills=False), "nobody_kills_a_worker"),
+        (lapsed(kills=False), "no_worker_is_killed"),
         (MANY_DESCRIPTORS, "memory_comes_back"),
         (SILENT, "living_services_answer"),
         (TORN, "log_lines_are_json"),

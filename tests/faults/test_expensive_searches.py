@@ -1,5 +1,5 @@
 """Searches that find nothing among thousands of tasks, from 200 connections at once: they
-wait for each other, and for nobody else."""
+wait for each other, and nothing else waits for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def service(start_service: Callable[..., ServiceProcess]) -> ServiceProcess:
 
 
 async def search(port: int, asked: bytes) -> None:
-    """One after the other over one connection; as told, a second later after a 503."""
+    """Sends one after the other over one connection, and waits a second after a 503."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while True:

@@ -52,7 +52,7 @@ HEADERS = [
 
 @pytest.fixture
 def service(shared_services: Callable[..., ServiceProcess]) -> ServiceProcess:
-    """One that waits for nobody."""
+    """One that does not wait."""
     return shared_services(
         TASK_CONSUMER_WORKERS=0,
         TASKSVC_BODY_TIMEOUT_SECONDS=0.5,

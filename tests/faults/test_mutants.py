@@ -103,7 +103,7 @@ def trimmed(story: Story) -> None:
 
 
 def watched(story: Story) -> None:
-    """Nothing is broken, and somebody looks. Tasks of this kind don't start with their create."""
+    """Nothing is broken. Tasks of this kind don't start with their create."""
     for _ in range(5):
         story.create(story.world.services[0], {"kind": THREAD_KIND}, seconds=1)
     story.wait_for("status = 'processing'")

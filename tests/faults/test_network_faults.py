@@ -158,7 +158,7 @@ REQUEST = (
 async def test_client_that_hangs_up_at_any_byte_of_a_create(
     start_servant: StartServant, reset: bool
 ) -> None:
-    """There is a row or there is none, and whoever comes next is served."""
+    """The row exists or it does not, and the next request is served."""
     service = start_servant()
     for sent in range(len(REQUEST) + 1):
         with socket.create_connection(("127.0.0.1", service.port), 5) as client:

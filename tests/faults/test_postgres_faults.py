@@ -1,4 +1,4 @@
-"""Whatever happens to PostgreSQL: what it acknowledged is kept, and nobody is charged."""
+"""Whatever happens to PostgreSQL: what it acknowledged is kept, and no task is charged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to the process itself, and however it is told to stop."""
+"""Whatever happens to the process itself, and however it is stopped."""
 
 from __future__ import annotations
 

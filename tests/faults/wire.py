@@ -27,11 +27,11 @@ _FAR = "far"
 """The name of the interface that the proxies listen on, within its own network."""
 
 _ATTEMPTS = 100
-"""How many blocks are tried before there is no such network."""
+"""How many blocks are tried before it gives up."""
 
 
 class WireError(Exception):
-    """There can be no such network here."""
+    """This machine allows no network like this."""
 
 
 class Wire:

@@ -229,9 +229,9 @@ class Clocks:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # To libfaketime the deadline of a wait on a condition is by the moved clock, even where
-            # it is by the monotonic one, and the wait is over at once: whoever waits for the GIL
-            # takes its mutex again and again, and the owner can't give it up, for seconds. With
-            # this every such wait takes so many milliseconds, as the interpreter's own do.
+            # it is by the monotonic one, and the wait is over at once: a thread that waits for
+            # the GIL takes its mutex again and again, and the owner can't release it, for seconds.
+            # With this every wait takes 5 milliseconds, like the interpreter's own.
             "FAKETIME_WAIT_MS": "5",
         }
 

@@ -66,7 +66,7 @@ class Worker:
         self.finisher = self.consumer._finisher
 
     async def create(self, content: str = "x") -> Task:
-        """A task that the stream has been told of, if it listens."""
+        """Creates a task and waits until it is published, if Redis is there."""
         task = (await self.tasks.create(content)).task
         await self.flush()
         return task

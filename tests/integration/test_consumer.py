@@ -26,7 +26,7 @@ from tests.integration.conftest import MakeWorker, Row, Worker, do_nothing
 
 Rows = Callable[[], list[Row]]
 
-NOBODY = "00000000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 
 
 async def wait(claim: Claim) -> None:
@@ -112,7 +112,7 @@ async def test_duplicates_and_junk_are_acknowledged_and_do_no_harm(
         {"id": ""},
         {"id": "x" * 1_000_000},
         {"other": task.id},
-        {"id": NOBODY},
+        {"id": UNKNOWN_ID},
     ):
         redis_client.xadd(stream_key, fields)
 
@@ -279,7 +279,7 @@ async def test_run_that_is_canceled_before_its_first_step(
     await worker.finish()
 
     is_lost = reason is StopReason.LOST
-    # Nobody asked it to stop: then it is a failure, and counts.
+    # It was not asked to stop: then it is a failure, and counts.
     assert rows() == [("processing" if is_lost else "pending", 1, int(reason is None))]
     assert worker.service.held == {}
     assert worker.consumer.is_idle

@@ -41,7 +41,7 @@ def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
 @pytest.fixture(scope="module", autouse=True)
 def _no_connection_is_lost() -> Iterator[None]:
     yield
-    gc.collect()  # one that nobody closed says so now
+    gc.collect()  # a connection that was left open warns now
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ class TestRefusal:
 
 
 class TestCancellation:
-    """aiopg tells of a statement that the server ended as if we had been canceled."""
+    """aiopg reports a statement that the server ended as if the task had been canceled."""
 
     async def test_time_limit_of_the_server(self, database: Database, session: Session) -> None:
         await session.run("SET statement_timeout = 20")
@@ -337,7 +337,7 @@ class TestHealing:
 
 
 class TestSecrets:
-    """What reaches a log or a client tells neither statement nor address."""
+    """What reaches a log or a client holds neither a statement nor an address."""
 
     async def test_no_statement(self, database_url: str, session: Session) -> None:
         for statement in ("SELECT secret", "SELECT 'secret'::int", "SELECT 'secret', \0"):
@@ -448,7 +448,7 @@ class TestUp:
     async def test_server_that_takes_no_writes_is_away(
         self, database: Database, session: Session, open_session: Callable[[Database], Session]
     ) -> None:
-        """Nobody can renew a lease, even while everybody can read."""
+        """No worker can renew its lease, although all can read."""
         reader = open_session(database)
         await reader.run("SELECT 1")
         await session.run("SET default_transaction_read_only = on")

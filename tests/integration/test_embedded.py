@@ -34,9 +34,9 @@ REPOSITORY = Path(tasksvc.__file__).parents[1]
 PATIENCE_SECONDS = 10.0
 UNSAFE = {"fsync": "off"}
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who may become another user")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may become another user")
 on_linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells of an owner's death"
+    sys.platform != "linux", reason="only Linux signals the death of a parent process"
 )
 
 # What an owner does: start both servers, say where they are, and stay until killed. The kernel
@@ -69,7 +69,7 @@ def first_words() -> list[str]:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory, first_words: list[str]) -> Iterator[Path]:
-    """A state folder whose database is made already, and that nobody is using at the end."""
+    """A state folder whose database is made already, and that no process uses at the end."""
     folder = tmp_path_factory.mktemp("embedded") / "not there" / "a&b %41 ü"
     with EmbeddedPostgres(folder, announce=first_words.append, options=UNSAFE) as server:
         execute(server.url, "CREATE TABLE note (text text)")
@@ -127,7 +127,7 @@ def client(url: str) -> Iterator["redis.Redis"]:
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie has ended; who should have reaped it is not our matter."""
+    """A zombie has ended, even if it is not reaped."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
@@ -314,7 +314,7 @@ def test_frozen_servers_stop(postgres: EmbeddedPostgres, cache: EmbeddedRedis) -
         assert_gone(pid)
 
 
-# --- the owner is gone, or is somebody else
+# --- the owner is gone, or is another process
 
 
 @on_linux
@@ -465,7 +465,7 @@ def test_sockets_are_elsewhere_when_the_path_will_not_do(
         assert server.url == url
         server.stop()
 
-        folder.mkdir(mode=0o777)  # somebody else's by now
+        folder.mkdir(mode=0o777)  # another process's by now
         folder.chmod(0o777)
         server.start()
         assert server.url != url
@@ -478,7 +478,7 @@ def test_sockets_are_elsewhere_when_the_path_will_not_do(
     assert not folder.exists()
 
 
-# --- nobody else may
+# --- other users have no access
 
 
 OTHERS = """
@@ -495,7 +495,7 @@ for path in sys.argv[1:]:
 def test_no_other_user_reaches_the_servers(open_folder: Path) -> None:
     nobody = as_nobody(pwd.getpwnam("nobody"), open_folder)
     python = nobody.pop("python")
-    # Redis as its own user alone: nobody may be whom they run as here.
+    # Redis as its own user alone: they may run as `nobody` here.
     with EmbeddedPostgres(open_folder, options=UNSAFE) as postgres, EmbeddedRedis(open_folder) as r:
         paths = [open_folder / "postgres" / ".s.PGSQL.5432", r.socket_path]
         owner = Path(f"/proc/{r.pid}").stat().st_uid
@@ -588,7 +588,7 @@ def test_files_are_private(open_folder: Path, cache: EmbeddedRedis) -> None:
         assert path.lstat().st_mode & 0o077 == 0, path
 
 
-# --- who runs them
+# --- the user that runs them
 
 
 @as_root
@@ -663,7 +663,7 @@ def test_ordinary_user(open_folder: Path) -> None:
     assert_gone(*owner.pids)
 
     with pytest.raises(EmbeddedError, match=f"belongs to user {nobody.pw_uid}"):
-        EmbeddedPostgres(state).start()  # as root: who owns a folder may put links into it
+        EmbeddedPostgres(state).start()  # as root: the owner of a folder may put links into it
 
 
 def as_nobody(nobody: pwd.struct_passwd, home: Path) -> dict[str, object]:

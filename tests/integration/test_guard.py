@@ -1,4 +1,4 @@
-"""The database guards itself, whoever writes to it."""
+"""The database guards itself against every writer."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def test_beat_renews_the_lease_and_nothing_else(
 async def test_handler_of_a_task_that_was_canceled_elsewhere_is_stopped(
     make_worker: MakeWorker, rows: Rows, database_url: str
 ) -> None:
-    """Though nobody stopped it: the other process knew no Redis."""
+    """Although it got no message: the other process had no Redis."""
     worker = await holding(make_worker, 3)
     first = next(iter(worker.service.held))
     query(

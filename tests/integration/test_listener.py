@@ -44,7 +44,7 @@ async def listening(stream: TaskStream, heard: StopLost) -> AsyncIterator[Loop]:
 
 
 async def tell(stream: TaskStream, heard: Heard, id: str, within_seconds: float = 15.0) -> None:
-    """Repeats it until it is heard: nobody listens while the connection is being made."""
+    """Repeats it until it is heard: the message is lost while the connection is being made."""
 
     async def is_heard() -> bool:
         await stream.publish_canceled([id])

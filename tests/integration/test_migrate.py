@@ -1,4 +1,4 @@
-"""Bringing the schema up to date: once, whoever starts at the same moment."""
+"""Bringing the schema up to date: once, however many processes start at the same moment."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ async def test_its_entry_is_in_hand_while_it_runs_and_acknowledged_after_it_is_w
     task = await create(worker)
 
     await eventually(lambda: entries() == (1, 1))
-    assert await worker.consumer.run_once() == 0  # it is given to nobody else
+    assert await worker.consumer.run_once() == 0  # no other consumer gets it
     handler.may_end.set()
     finish = store.finish_tasks
 
@@ -133,7 +133,7 @@ async def test_entry_that_comes_after_the_end_is_acknowledged(
     await eventually(lambda: handler.claims)
     await worker.finish()
     assert rows() == [("completed", 1, 0)]
-    assert not worker.consumer.is_idle  # something is still to be told
+    assert not worker.consumer.is_idle  # its entry is not published yet
     may_publish.set()
 
     await eventually(lambda: worker.consumer.is_idle)
@@ -290,7 +290,7 @@ async def test_telling_may_be_killed(
     assert rows() == [("completed", 1, 0)]
     assert await stream.measure() == (0, 0)
     await create(worker)
-    await eventually(lambda: len(handler.claims) == 1)  # it has to look anew first
+    await eventually(lambda: len(handler.claims) == 1)  # it has to read again first
     await worker.flush()
     assert await worker.take() == 1
     await worker.finish()
@@ -341,7 +341,7 @@ async def test_who_is_another_worker_by_the_end_of_the_create_starts_nothing(
 async def test_create_whose_answer_was_lost_is_handed_back(
     worker: Worker, handler: Handler, options: dict[str, Any], store: TaskStore, rows: Rows
 ) -> None:
-    """The task is there and held, though its client was told that it is not known."""
+    """The task is there and held, although its client got an error."""
     name = "insert_fresh_tasks" if options else "insert_held_tasks"
     insert = getattr(store, name)
 
@@ -380,7 +380,7 @@ async def test_create_that_was_sent_twice_is_handed_back(
     assert not handler.claims
     await worker.flush()
 
-    # Whoever is told of it first: the heartbeat, or this consumer by the stream.
+    # The heartbeat may notice first, or this consumer by the stream.
     await worker.service.renew_lease()
     await worker.flush()
     await worker.publish_due()

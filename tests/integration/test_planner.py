@@ -1,4 +1,4 @@
-"""Every statement finds its rows by an index, in a young table that nobody has analyzed."""
+"""Every statement finds its rows by an index, in a young table that was never analyzed."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ async def test_claims_stay_on_their_page(database_url: str, store: TaskStore, co
     await store.register_worker(worker_id, "w", 60)
     await store.insert_tasks([NewTask(id, content, 3, None, True) for id in ids])
     await store.claim_tasks(worker_id, ids)
-    await store.close()  # a session that ends has told its numbers
+    await store.close()  # a session reports its numbers when it ends
 
     def updates() -> tuple[int, int] | None:
         statement = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = %s"

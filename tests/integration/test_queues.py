@@ -1,4 +1,4 @@
-"""Queues on a real PostgreSQL: their limits hold, whoever claims, and their figures are true."""
+"""Queues on a real PostgreSQL: their limits hold for every worker, and their figures are true."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def sweep(publisher: Publisher) -> list[int]:
 
 
 async def notice_loss(stream: TaskStream, seconds_ago: float = 1.0) -> None:
-    """Somebody found the group missing a while ago, and has made it anew."""
+    """Another process found that the group was missing a while ago, and has recreated it."""
     with suppress(StreamUnavailable):
         await stream.look()
     stream.lost_at[DEFAULT_LANE] -= seconds_ago
@@ -99,7 +99,7 @@ async def test_watermark_finds_an_entry_that_was_lost_after_its_publication(
     lost, kept = await worker.create(), await worker.create()
     redis_client.xdel(stream_key, redis_client.xrange(stream_key)[0][0])
     query(database_url, AGE)
-    # The other one waits just as long by its entry: nobody has been given it.
+    # The other one waits just as long by its entry: no consumer has it.
     redis_client.delete(stream_key)
     redis_client.xgroup_create(stream_key, "tasksvc", id="0", mkstream=True)
     redis_client.xadd(stream_key, {"id": kept.id})

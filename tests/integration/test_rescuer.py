@@ -1,4 +1,4 @@
-"""The rescuer: what the dead held goes on elsewhere, and nobody who lives is charged."""
+"""The rescuer: the tasks of dead workers go on elsewhere, and no living worker is charged."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ async def test_nobody_is_charged_before_those_who_live_could_say_so(
 async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
-    """Those who live wait for the same lock, to renew their leases."""
+    """The living workers wait for the same lock, to renew their leases."""
     await rescue(rescuer)  # it has looked before, and its statement is prepared
     lapse(database_url, doomed.service.id)
     locking = psycopg2.connect(database_url)
@@ -249,7 +249,7 @@ async def test_two_rescuers_charge_once(
 async def test_worker_that_was_killed_before_it_registered_leaves_no_consumer(
     rescuer: Worker, stream: TaskStream, redis_client: redis.Redis, stream_key: str
 ) -> None:
-    """And what it was given is told again."""
+    """And the tasks that it was given are published again."""
     await rescuer.create()
     stranger = "00000000-0000-7000-8000-000000000000"
     assert await stream.read(stranger, 1, 10)

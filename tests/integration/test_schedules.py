@@ -155,7 +155,7 @@ async def test_paused_schedule_makes_nothing_and_goes_on_from_now(
 
 async def test_kind_that_nobody_serves_is_refused(schedules: ScheduleService) -> None:
     with pytest.raises(UnknownKind):
-        await schedules.put("a", order(task={"content": "x", "kind": "nobody's"}))
+        await schedules.put("a", order(task={"content": "x", "kind": "unknown-kind"}))
     with pytest.raises(ScheduleNotFound):
         await schedules.get("a")
 
@@ -340,7 +340,7 @@ async def test_answer_that_was_lost_makes_no_second_task(
     assert made(database_url) == [("a", due)]
 
 
-@pytest.mark.parametrize("change", ["changed", "paused", "deleted", "made anew"])
+@pytest.mark.parametrize("change", ["changed", "paused", "deleted", "recreated"])
 async def test_schedule_that_changes_between_the_look_and_the_step_makes_nothing(
     schedules: ScheduleService, database_url: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -350,7 +350,7 @@ async def test_schedule_that_changes_between_the_look_and_the_step_makes_nothing
 
     async def look_and_change(*page: Any) -> Any:
         found = await look(*page)
-        if change in ("deleted", "made anew"):
+        if change in ("deleted", "recreated"):
             await schedules.delete("a")
         if change != "deleted":
             changed = order(task={"content": "other"}, is_paused=change == "paused")

@@ -26,7 +26,7 @@ from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Row, Worker
 
-NOBODY = "00000000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 
 UNPUBLISHED = "SELECT count(*) FROM task WHERE published_at IS NULL"
 
@@ -38,7 +38,8 @@ LOCKS = (
 
 @asynccontextmanager
 async def worker_locked(database_url: str) -> AsyncIterator[Callable[[int], Any]]:
-    """Somebody holds the workers' rows; `waiting(n)` is when so many statements wait for them."""
+    """Another session locks the workers' rows; `waiting(n)` is
+    when n statements wait for them."""
     connection = psycopg2.connect(database_url)
 
     async def waiting(count: int) -> None:
@@ -240,7 +241,7 @@ async def test_of_many_cancels_one_wins(worker: Worker) -> None:
     assert sum(isinstance(each, TaskIsFinal) for each in answers) == 4
     assert (await worker.tasks.get(task.id)).status is Status.CANCELED
     with pytest.raises(TaskNotFound):
-        await worker.tasks.cancel(NOBODY)
+        await worker.tasks.cancel(UNKNOWN_ID)
 
 
 async def test_leave_hands_back_and_charges_nobody(
@@ -262,7 +263,7 @@ async def test_leave_hands_back_and_charges_nobody(
     assert query(database_url, "SELECT * FROM worker") == []
     assert redis_client.xinfo_consumers(stream_key, "tasksvc") == []
     published = [fields["id"] for _, fields in redis_client.xrange(stream_key)]
-    assert sorted(published) == sorted(claimed), "told again, each once"
+    assert sorted(published) == sorted(claimed), "published again, each once"
     assert worker.service.held == {}
     with pytest.raises(LeaseLost):
         await worker.service.claim(claimed)

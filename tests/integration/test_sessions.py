@@ -309,7 +309,7 @@ async def test_what_a_session_gave_up_ends_before_it_goes_on(
             await session.run(
                 f"SET client_connection_check_interval = 0; SELECT pg_advisory_lock({LOCK})"
             )
-        assert backends(empty_url) == [first]  # nobody has told it
+        assert backends(empty_url) == [first]  # it has not been notified
 
         ((second,),) = await session.run("SELECT pg_backend_pid()")
 

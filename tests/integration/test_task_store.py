@@ -35,7 +35,7 @@ async def stores(database_url: str) -> AsyncIterator[list[TaskStore]]:
 
 @contextmanager
 def locked(url: str, id: str) -> Iterator[None]:
-    """Somebody else is just changing the row."""
+    """Another session is changing the row."""
     connection = psycopg2.connect(url)
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM task WHERE id = %s FOR UPDATE", [id])

@@ -42,7 +42,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRed
 @pytest.fixture(scope="module", autouse=True)
 def _no_connection_is_lost() -> Iterator[None]:
     yield
-    gc.collect()  # one that nobody closed says so now
+    gc.collect()  # a connection that was left open warns now
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ class TestLoss:
         if reading is not None:
             await asyncio.wait([reading])
             assert isinstance(reading.exception(), StreamUnavailable | None)
-        # What comes before the group is made anew may not be skipped.
+        # What comes before the group is recreated must not be skipped.
         if breakage != "set":
             ids = new_ids(2)
             assert await stream.publish(ids) == 2

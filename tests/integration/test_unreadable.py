@@ -1,4 +1,4 @@
-"""A row that can't be read is a fault of whoever asks for it, and of nobody else."""
+"""A row that can't be read fails the requests for it, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the bench beside the peers. None of them has to be installed."""
+"""The arithmetic of the bench of peers. No peer has to be installed."""
 
 import pytest
 from click import BadParameter

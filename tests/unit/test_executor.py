@@ -59,7 +59,7 @@ async def test_handler_gets_the_claim_and_completes(metrics: Metrics) -> None:
         KeyboardInterrupt(),
         GeneratorExit(),
         MemoryError(),
-        asyncio.CancelledError(),  # nobody canceled it: its own doing
+        asyncio.CancelledError(),  # the handler raised it itself
         BaseExceptionGroup("many", [ValueError(), SystemExit()]),
         StopAsyncIteration(),
     ],

@@ -241,7 +241,7 @@ async def test_canceled_caller_cancels_neither_the_statement_nor_its_neighbours(
 
     assert canceled.cancelled()
     assert all(isinstance(each, str) for each in found)
-    # Who was canceled while it waited wants nothing any more.
+    # A caller that was canceled while it waited needs no result.
     assert writer.groups == [[0], [1, 2] if is_under_way else [2]]
 
 
@@ -294,7 +294,7 @@ async def test_killed_writer_leaves_nobody_waiting(group: Group[int, str], write
     writer.gate.set()
     found = await results(callers)
 
-    # Nobody canceled the callers, so none of them may be told so.
+    # The callers were not canceled, so none may get a CancelledError.
     assert [type(each) for each in found] == [StoreUnavailable, str, str]
 
 

@@ -372,7 +372,7 @@ def test_no_folder_for_sockets_is_told_at_the_start(monkeypatch: pytest.MonkeyPa
 
 
 async def keeps_nothing(claim: Claim, fraction: float, message: str) -> None:
-    """A report that nobody reads."""
+    """A report that is dropped."""
 
 
 def _threads() -> list[Any]:

@@ -1,4 +1,4 @@
-"""What repeats for ever: it survives everything, and stops when it is told to."""
+"""The loop: it survives every error, and stops when it is asked to."""
 
 from __future__ import annotations
 

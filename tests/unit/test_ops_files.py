@@ -1,4 +1,4 @@
-"""What lies in ops/ and beside it says what the service says: the same metrics, ports, times."""
+"""The files of ops/ agree with the service: the same metrics, ports and times."""
 
 import configparser
 import json

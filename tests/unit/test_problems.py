@@ -55,7 +55,7 @@ ERRORS: dict[str, Exception] = {
 
 @pytest.fixture(autouse=True)
 def every_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Lines for debugging are made only when somebody wants them."""
+    """Lines for debugging are made only when they are logged."""
     caplog.set_level("DEBUG", "tasksvc")
 
 

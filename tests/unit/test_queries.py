@@ -1,4 +1,4 @@
-"""The files of queries: who asks for each, and that none of them is loose."""
+"""The files of queries: each query has a caller, and no query is left over."""
 
 from __future__ import annotations
 

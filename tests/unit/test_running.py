@@ -46,7 +46,7 @@ def test_all_are_stopped_at_shutdown(running: Running) -> None:
 
 
 def test_lost_task_stays_lost_at_shutdown(running: Running) -> None:
-    """Otherwise it would be handed back, though it is somebody else's."""
+    """Otherwise it would be released, although another worker holds it."""
     run = make_run()
     running.add(run)
     running.stop(["a"])

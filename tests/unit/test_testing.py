@@ -1,4 +1,4 @@
-"""Single runs of handlers, for those who test their own."""
+"""Single runs of handlers, for tests of handlers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.handlers import shop
 
 @handler("tell")
 async def tell(content: str, ctx: Context) -> Any:
-    """Tells all that it is told."""
+    """Reports everything that it receives."""
     await ctx.progress(-1, "begins")
     await ctx.progress(0.5, "x" * 600)
     ctx.log.info("On its way")
@@ -178,7 +178,7 @@ def test_canceled_in_a_thread() -> None:
     def listen(content: str, ctx: SyncContext) -> None:
         while not ctx.is_canceled:
             time.sleep(0.001)
-        ctx.progress(1, "nobody asks any more")
+        ctx.progress(1, "the caller is gone")
         told.set()
 
     run = run_task_sync(listen, "x", cancel_after_seconds=0.01)
@@ -223,7 +223,7 @@ async def test_by_its_kind_with_the_settings_of_the_environment(
 
 async def test_kind_that_nobody_serves() -> None:
     with pytest.raises(UnknownKind):
-        await run_task("nobody's", "x")
+        await run_task("unknown-kind", "x")
 
 
 async def test_function_that_is_no_handler() -> None:
