@@ -68,7 +68,7 @@ async def test_without_a_kind_the_default_stays(shop: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unknown-kind", "", "x" * 101, "nul \0", 5, ["greet"]])
-async def test_kind_that_nobody_serves_is_refused(shop: ServiceProcess, kind: object) -> None:
+async def test_kind_that_no_process_serves_is_refused(shop: ServiceProcess, kind: object) -> None:
     answer = talk(shop.port, post(json.dumps({"content": "x", "kind": kind}).encode()))
 
     problem = answer.json()

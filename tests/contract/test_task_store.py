@@ -178,7 +178,7 @@ class TestInsertHeld:
         assert await store.renew_lease(worker_id, {held.id: 1}, HOUR) == (True, [])
         assert await finish(store, held.id, 1, COMPLETED) == [held.id]
 
-    async def test_who_was_declared_dead_holds_nothing(self, store: TaskStore) -> None:
+    async def test_worker_that_was_declared_dead_holds_nothing(self, store: TaskStore) -> None:
         worker_id = await register(store, lease_seconds=-1)
         await store.lapse_workers(None)
         task = new_task()
@@ -395,7 +395,7 @@ class TestClaim:
 
         assert (await claim(store, worker_id, id)).attempt == first.attempt == 1
 
-    async def test_held_task_is_nobody_elses(self, store: TaskStore) -> None:
+    async def test_held_task_is_not_claimed_by_another(self, store: TaskStore) -> None:
         (id,) = await insert(store)
         await claim(store, await register(store), id)
 
@@ -572,7 +572,7 @@ class TestKinds:
             "greet": 4,
         }
 
-    async def test_kinds_are_forgotten_when_nobody_needs_them(self, store: TaskStore) -> None:
+    async def test_unused_kinds_are_forgotten(self, store: TaskStore) -> None:
         await store.register_worker(new_id(), "host:1", HOUR, {"served": None})
         lapsed = new_id()
         await store.register_worker(lapsed, "host:1", HOUR, {"live": None, "gone": None})
@@ -744,7 +744,7 @@ class TestCancel:
         assert canceled.task == await get(store, id)
         assert canceled.task.status is Status.CANCELED
 
-    async def test_running_task_tells_who_runs_it(self, store: TaskStore) -> None:
+    async def test_running_task_names_its_worker(self, store: TaskStore) -> None:
         worker_id = await register(store)
         (id,) = await insert(store)
         await claim(store, worker_id, id)
@@ -1026,7 +1026,7 @@ class TestWorkers:
         assert await store.renew_lease(dead, {id: 1}, HOUR) == (False, [])
         assert (await store.lapse_workers(None)).dead == [dead]
 
-    async def test_who_asks_lives(self, store: TaskStore) -> None:
+    async def test_worker_that_asks_is_alive(self, store: TaskStore) -> None:
         worker_id = await register(store, lease_seconds=-1)
         workers = await store.lapse_workers(worker_id)
 

@@ -47,7 +47,7 @@ async def test_entries_that_are_not_acknowledged_are_read_again(stream: TaskStre
     assert await stream.read_again("worker", 2, 10, "0") == []
 
 
-async def test_nobody_reads_what_another_has_in_hand(
+async def test_consumer_does_not_read_the_entries_of_another(
     make_stream: Callable[..., TaskStream],
 ) -> None:
     one, other = make_stream(), make_stream()
@@ -123,7 +123,7 @@ async def test_room_makes_it_open_again(make_stream: Callable[..., TaskStream]) 
     assert stream.is_open()
 
 
-async def test_look_tells_the_age_of_what_nobody_was_given(stream: TaskStream) -> None:
+async def test_look_returns_the_age_of_the_oldest_undelivered_entry(stream: TaskStream) -> None:
     async def is_older(seconds: float) -> bool:
         return (await stream.look())[1] > seconds
 
@@ -179,7 +179,7 @@ async def test_blocked_read_is_woken_by_a_publication(
         assert [id for _, id in await reading] == TASKS[:1]
 
 
-async def test_cancellation_is_heard_by_all_who_listen(
+async def test_cancellation_reaches_every_listener(
     make_stream: Callable[..., TaskStream],
 ) -> None:
     speaker, one, other = make_stream(), make_stream(), make_stream()

@@ -14,7 +14,7 @@ HOLD_SECONDS = 1.0
 
 
 @pytest.mark.parametrize("name", [n for n in FAULTS if n.startswith(("client.", "handler."))])
-def test_nobody_is_hurt_by(world: World, name: str) -> None:
+def test_others_are_not_hurt_by(world: World, name: str) -> None:
     evidence = survive(world, FAULTS[name], name, HOLD_SECONDS)
 
     charge_nobody(evidence)

@@ -46,7 +46,7 @@ def table_locked(url: str, table: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("table", ["task", "worker"])
-async def test_table_that_is_locked_for_longer_than_a_lease_costs_nobody_a_task(
+async def test_table_that_is_locked_for_longer_than_a_lease_costs_no_worker_a_task(
     start_servant: StartServant, table: str
 ) -> None:
     lease_seconds = 4
@@ -68,7 +68,7 @@ async def test_table_that_is_locked_for_longer_than_a_lease_costs_nobody_a_task(
 
 
 @pytest.mark.parametrize("how", ["kill", "stop", "freeze"])
-async def test_outage_that_is_longer_than_the_lease_charges_nobody_who_lives(
+async def test_outage_that_is_longer_than_the_lease_charges_no_living_worker(
     start_servant: StartServant, own_postgres: EmbeddedPostgres, how: str
 ) -> None:
     services = [start_servant(DATABASE_URL=own_postgres.url) for _ in range(2)]

@@ -229,7 +229,7 @@ async def translate(claim: Claim) -> None:
 
 
 @pytest.mark.parametrize("handler", [wait, translate])
-async def test_stop_at_shutdown_charges_nobody(
+async def test_stop_at_shutdown_charges_no_task(
     make_worker: MakeWorker, rows: Rows, handler: Handler
 ) -> None:
     worker = await registered(make_worker, handler)

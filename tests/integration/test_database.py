@@ -195,7 +195,7 @@ class TestCancellation:
         assert database.is_up
         assert await session.run("SHOW statement_timeout") == [("10s",)]
 
-    async def test_operator_who_cancels_a_statement(
+    async def test_statement_that_an_operator_cancels(
         self, database_url: str, session: Session
     ) -> None:
         with held_gate(database_url):
@@ -391,7 +391,7 @@ class TestUp:
         assert database.is_up
         assert before == 0 < database.up_seconds
 
-    async def test_time_begins_anew_after_an_outage(
+    async def test_time_begins_again_after_an_outage(
         self, postgres: EmbeddedPostgres, database_url: str, database: Database, session: Session
     ) -> None:
         await session.run("SELECT 1")

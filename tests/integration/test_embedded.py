@@ -173,9 +173,7 @@ class Owner:
 # --- PostgreSQL: start and stop
 
 
-def test_first_start_tells_the_one_who_waits(
-    postgres: EmbeddedPostgres, first_words: list[str]
-) -> None:
+def test_first_start_is_announced(postgres: EmbeddedPostgres, first_words: list[str]) -> None:
     [(version,)] = execute(postgres.url, "SHOW server_version")
 
     assert [line.partition(":")[0] for line in first_words] == [
@@ -364,7 +362,7 @@ def assert_taken_over(state: Path) -> None:
 
 
 @on_linux
-def test_zombie_that_nobody_reaps_is_not_in_the_way(state: Path) -> None:
+def test_zombie_that_is_not_reaped_is_not_in_the_way(state: Path) -> None:
     with zombies_come_to_us():
         owner = Owner(state, "unwatched")
         write_note(owner.postgres_url, "from the late owner")
@@ -592,7 +590,7 @@ def test_files_are_private(open_folder: Path, cache: EmbeddedRedis) -> None:
 
 
 @as_root
-def test_root_starts_them_as_somebody_else(open_folder: Path) -> None:
+def test_root_starts_them_as_another_user(open_folder: Path) -> None:
     with EmbeddedPostgres(open_folder, options=UNSAFE) as postgres, EmbeddedRedis(open_folder) as r:
         data = execute(postgres.url, "SHOW data_directory")[0][0]
 

@@ -85,7 +85,7 @@ def test_final_task_stays_as_it_is(database_url: str, change: str) -> None:
         assert not is_allowed(database_url, insert(database_url, status), change)
 
 
-def test_final_task_may_be_touched_where_nobody_looks(database_url: str) -> None:
+def test_final_task_may_change_in_columns_that_are_not_shown(database_url: str) -> None:
     """A migration may rewrite a column of bookkeeping."""
     for status in FINAL:
         id = insert(database_url, status)

@@ -120,7 +120,7 @@ async def test_lock_on_the_tasks_does_not_keep_the_lease_from_being_renewed(
         connection.close()
 
 
-async def test_lost_lease_stops_every_handler_and_registers_anew(
+async def test_lost_lease_stops_every_handler_and_registers_again(
     make_worker: MakeWorker, rows: Rows, database_url: str
 ) -> None:
     worker = await holding(make_worker, 3)

@@ -92,7 +92,7 @@ async def test_names_that_anybody_makes_up_are_not_kept(
     assert len(kinds._unknown) == 5
 
 
-async def test_line_of_those_who_ask_is_bounded(store: TaskStore) -> None:
+async def test_waiting_line_is_bounded(store: TaskStore) -> None:
     kinds = Asked(store, max_waiting=3)
     checks = [kinds.check(f"kind-{number}") for number in range(10)]
     found = await asyncio.gather(*checks, return_exceptions=True)

@@ -162,7 +162,7 @@ async def test_many_false_messages_delay_no_other(stream: TaskStream) -> None:
         await eventually(lambda: "last" in heard.ids, 5)
 
 
-async def test_dead_subscription_is_made_anew_and_does_not_hold_the_loop(
+async def test_dead_subscription_is_renewed_and_does_not_hold_the_loop(
     own_stream: TaskStream,
 ) -> None:
     """TCP's keepalive ends a connection whose packets are dropped with ETIMEDOUT, at each read."""

@@ -140,7 +140,7 @@ async def test_entry_that_comes_after_the_end_is_acknowledged(
     assert entries() == (0, 0)
 
 
-async def test_what_ended_meanwhile_is_not_told(
+async def test_run_that_ended_meanwhile_is_not_published(
     worker: Worker, handler: Handler, stream: TaskStream
 ) -> None:
     told, may_publish = [], asyncio.Event()
@@ -205,7 +205,7 @@ async def test_many_at_a_time_go_through_the_stream(
     assert entries() == (4, 0)
 
 
-async def test_who_has_not_looked_yet_or_found_more_than_it_took_takes_nothing_new(
+async def test_consumer_that_has_not_read_yet_or_found_more_than_it_took_takes_nothing_new(
     make_worker: MakeWorker, handler: Handler, rows: Rows
 ) -> None:
     worker = make_worker(handler, places=2)

@@ -180,7 +180,7 @@ async def test_nothing_old_enough_to_delete_costs_nothing(
 
 
 @pytest.mark.parametrize(("hours_fast", "is_deleted"), [(-24, True), (0.9, True), (1.1, False)])
-async def test_clock_of_whoever_made_an_id_may_be_an_hour_fast(
+async def test_clock_that_made_an_id_may_be_an_hour_fast(
     database_url: str, store: TaskStore, hours_fast: float, is_deleted: bool
 ) -> None:
     query(database_url, FILL, 1, 3)

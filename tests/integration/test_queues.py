@@ -83,7 +83,7 @@ class TestLimit:
         await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
         assert [claim.id for claim in await store.claim_tasks(worker_id, ids[2:])] == [ids[2]]
 
-    async def test_no_more_run_than_may_whoever_claims(
+    async def test_limit_holds_for_all_workers(
         self, make_store: Callable[[], TaskStore], queue_store: QueueStore, database_url: str
     ) -> None:
         """Claims of the same moment count what the others have just claimed."""
@@ -313,7 +313,7 @@ class TestBehindManyThatMayNotStart:
 
 
 class TestNames:
-    async def test_those_that_nobody_uses_go(
+    async def test_unused_ones_are_deleted(
         self, store: TaskStore, queue_store: QueueStore, database_url: str
     ) -> None:
         """Those without a limit, a pause and tasks; and not at once."""

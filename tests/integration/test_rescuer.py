@@ -83,7 +83,7 @@ async def test_tasks_of_the_dead_are_charged_and_run_elsewhere(
     assert redis_client.xlen(stream_key) == 0
 
 
-async def test_those_who_live_are_left_alone(
+async def test_living_workers_keep_their_tasks(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     seconds = await rescue(rescuer)
@@ -136,7 +136,7 @@ async def test_task_whose_attempts_are_spent_ends_as_failed(
     assert error["type"] == "WorkerLost"
 
 
-async def test_zombie_changes_nothing_and_registers_anew(
+async def test_zombie_changes_nothing_and_registers_again(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     held = doomed.service.held
@@ -154,7 +154,7 @@ async def test_zombie_changes_nothing_and_registers_anew(
     assert rows() == [("completed", 2, 1)] * 2
 
 
-async def test_nobody_is_charged_before_those_who_live_could_say_so(
+async def test_no_task_is_charged_before_living_workers_could_renew(
     doomed: Worker, rescuer: Worker, store: TaskStore, rows: Rows, database_url: str
 ) -> None:
     """PostgreSQL was away for longer than a lease: everybody's has run out."""
@@ -171,7 +171,7 @@ async def test_nobody_is_charged_before_those_who_live_could_say_so(
 
 
 @pytest.mark.slow
-async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
+async def test_rescuer_that_waits_for_a_lock_declares_no_worker_dead(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     """The living workers wait for the same lock, to renew their leases."""
@@ -193,7 +193,7 @@ async def test_rescuer_that_waits_for_a_lock_declares_nobody_dead(
     assert rows() == [("pending", 1, 1)] * 2
 
 
-async def test_nobody_is_declared_dead_soon_after_the_workers_could_not_be_asked_for(
+async def test_no_worker_is_declared_dead_soon_after_the_workers_could_not_be_read(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str
 ) -> None:
     lapse(database_url, doomed.service.id)
@@ -288,7 +288,7 @@ async def test_canceled_task_is_not_rescued(
     assert (await rescuer.tasks.get(canceled)).status is Status.CANCELED
 
 
-async def test_worker_whose_own_renewals_fail_declares_nobody_dead(
+async def test_worker_whose_own_renewals_fail_declares_no_worker_dead(
     doomed: Worker, rescuer: Worker, rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While commits hang for all, the others cannot renew their leases either."""

@@ -153,7 +153,7 @@ async def test_paused_schedule_makes_nothing_and_goes_on_from_now(
     assert made(database_url) == []
 
 
-async def test_kind_that_nobody_serves_is_refused(schedules: ScheduleService) -> None:
+async def test_kind_that_no_process_serves_is_refused(schedules: ScheduleService) -> None:
     with pytest.raises(UnknownKind):
         await schedules.put("a", order(task={"content": "x", "kind": "unknown-kind"}))
     with pytest.raises(ScheduleNotFound):

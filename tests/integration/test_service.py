@@ -53,7 +53,7 @@ async def worker_locked(database_url: str) -> AsyncIterator[Callable[[int], Any]
         connection.close()
 
 
-async def test_task_is_committed_and_told_to_the_stream(
+async def test_task_is_committed_and_published(
     worker: Worker, redis_client: redis.Redis, stream_key: str, database_url: str
 ) -> None:
     task = await worker.create("content")
@@ -244,7 +244,7 @@ async def test_of_many_cancels_one_wins(worker: Worker) -> None:
         await worker.tasks.cancel(UNKNOWN_ID)
 
 
-async def test_leave_hands_back_and_charges_nobody(
+async def test_leave_releases_without_a_charge(
     worker: Worker,
     rows: Callable[[], list[Row]],
     redis_client: redis.Redis,

@@ -361,7 +361,7 @@ async def test_backends_that_do_not_end_are_few(empty_url: str, open_session: Op
 # The host.
 
 
-async def test_name_of_the_host_is_resolved_once_for_all_who_ask(
+async def test_name_of_the_host_is_resolved_once_for_all_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []

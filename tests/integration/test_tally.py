@@ -96,7 +96,7 @@ async def test_change_that_was_rolled_back_is_not_counted(
     assert (await store.measure()).tasks["pending"] == 2
 
 
-async def test_fold_waits_for_nobody(database_url: str, store: TaskStore) -> None:
+async def test_fold_waits_for_no_lock(database_url: str, store: TaskStore) -> None:
     await insert(store, new_ids(2))
     connection = psycopg2.connect(database_url)
     with connection.cursor() as cursor:

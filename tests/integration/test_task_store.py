@@ -290,7 +290,7 @@ async def test_row_of_a_whole_life(database_url: str, store: TaskStore) -> None:
     assert delay == pytest.approx(100, abs=1)
 
 
-async def test_lost_and_unpublished_are_told_apart_from_the_backlog(
+async def test_lost_and_unpublished_are_distinguished_from_the_backlog(
     database_url: str, store: TaskStore
 ) -> None:
     lost, young, unpublished, early, again = await insert(store, 5)

@@ -180,7 +180,7 @@ async def test_groups_with_keys_in_any_order_do_not_block_each_other(
     assert [task.id for task in one] == [task.id for task in other[::-1]]
 
 
-async def test_create_that_always_loses_is_told_to_come_again(
+async def test_create_that_always_loses_gets_503(
     task_service: TaskService, store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def lose(tasks: Any) -> Any:
