@@ -54,6 +54,7 @@ from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
+from tasksvc.web.answering import add_headers
 from tasksvc.web.app_keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.health import Health
 from tasksvc.web.limits import Arriving, Limits
@@ -122,7 +123,10 @@ def create_app(
     app[METRICS] = metrics
     app[LIMITS] = _limits(settings)
     app[ARRIVING] = Arriving(settings.max_buffer_bytes)
-    app.add_routes([*(routes.TASKS if settings.http == "on" else []), *routes.OPS])
+    app.add_routes(routes.routes(routes.OPS))
+    if settings.http == "on":
+        app.add_routes(routes.routes(routes.TASKS))
+    app.on_response_prepare.append(add_headers)
     app.cleanup_ctx.append(life)
     return app
 

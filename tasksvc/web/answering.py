@@ -34,8 +34,8 @@ from tasksvc.domain.errors import (
     UnknownKind,
     Unreadable,
 )
-from tasksvc.web.answers import X_REQUEST_ID
-from tasksvc.web.app_keys import METRICS
+from tasksvc.metrics import Metrics
+from tasksvc.web.answers import X_REQUEST_ID, Answer
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 
 log = structlog.get_logger(__name__)
@@ -51,8 +51,22 @@ _MAX_CHAIN = 10
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Outermost: whatever happens within, the client gets an answer that we shaped."""
+_SENT_AT = web.RequestKey("sent_at", float)
+
+_COMMON_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""The same that each `Answer` has."""
+
+_KEPT_HEADERS = frozenset({"WWW-Authenticate", "Retry-After", "RateLimit", "RateLimit-Policy"})
+"""Of an error that a middleware raises. They are for the client; others may not be."""
+
+
+async def answer(request: web.Request, handler: Handler, metrics: Metrics) -> web.StreamResponse:
+    """Answers the request, and turns every error into a problem. It stands around middlewares and
+    sub-applications."""
     started = time.perf_counter()
     request_id = request.headers.get(X_REQUEST_ID)
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
@@ -60,12 +74,29 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     logs.about(request_id=request_id)
     try:
         response = await handler(request)
+    except web.HTTPRedirection as error:
+        response = web.Response(status=error.status, reason=error.reason, headers=error.headers)
     except Exception as error:
         response = _problem(error).response()
         _forget(error)
-    response.headers[X_REQUEST_ID] = request_id
-    _observe(request, response.status, time.perf_counter() - started)
+    ended = time.perf_counter()
+    if response.prepared:  # a stream: its life is not the time that the client waited
+        ended = request.get(_SENT_AT, ended)
+    else:
+        response.headers[X_REQUEST_ID] = request_id
+    _observe(request, response.status, ended - started, metrics)
     return response
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Completes the headers of a response that aiohttp sends, such as a stream or a file. A signal
+    of the application (`on_response_prepare`)."""
+    if isinstance(response, Answer):
+        return  # it has them
+    for name, value in _COMMON_HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers[X_REQUEST_ID] = logs.context().get("request_id", "")
+    request[_SENT_AT] = time.perf_counter()
 
 
 def _forget(error: BaseException | None) -> None:
@@ -113,20 +144,22 @@ def _problem(error: Exception) -> Problem:
             return Problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large.", closes=True
             )
-        case web.HTTPException():
+        case web.HTTPException():  # of aiohttp, or of a middleware
             status = HTTPStatus(error.status)
-            return Problem(status, status.description or status.phrase)
+            headers = {name: error.headers[name] for name in _KEPT_HEADERS & error.headers.keys()}
+            return Problem(status, status.description or status.phrase, headers=headers)
         case _:
             log.error("Unexpected", action="request_failed", exc_info=error)
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
-def _observe(request: web.Request, status: int, seconds: float) -> None:
+def _observe(request: web.Request, status: int, seconds: float, metrics: Metrics) -> None:
     # Labels come from closed sets: never the path or the method as the client wrote it.
-    resource = request.match_info.route.resource
+    match_info = request._match_info
+    resource = None if match_info is None else match_info.route.resource
     route = resource.canonical if resource is not None else "none"
     method = request.method if request.method in _METHODS else "other"
-    request.app[METRICS].observe_request(route, method, status, seconds)
+    metrics.observe_request(route, method, status, seconds)
     if _is_logged(logging.DEBUG):
         log.debug(
             "Answered",

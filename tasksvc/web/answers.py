@@ -61,6 +61,8 @@ class Answer(web.StreamResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Sends it. A client that is gone misses it."""
         connection: Connection = request.protocol  # type: ignore[assignment]
+        if connection.runs_signals:
+            await request._prepare_hook(self)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
         if connection.ends and connection.ends_with_this():

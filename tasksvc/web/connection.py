@@ -57,9 +57,21 @@ class Connection(RequestHandler):
     `ends` says that nothing more is read: what has come is answered, and then it is closed.
     """
 
-    __slots__ = ("_body", "_drained", "_head_bytes", "_is_counted", "_on_gone", "_unread", "ends")
+    __slots__ = (
+        "_body",
+        "_drained",
+        "_head_bytes",
+        "_is_counted",
+        "_on_gone",
+        "_unread",
+        "ends",
+        "runs_signals",
+    )
 
-    def __init__(self, *args: Any, unread: Unread, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, unread: Unread, runs_signals: bool = False, **kwargs: Any
+    ) -> None:
+        """`runs_signals`: each answer waits for the signals `on_response_prepare`."""
         super().__init__(*args, **kwargs)
         self._max_msg_queue_size = _MAX_QUEUED
         self._unread = unread
@@ -67,6 +79,7 @@ class Connection(RequestHandler):
         self._body: StreamReader | None = None
         self._drained: asyncio.Future[None] | None = None
         self._on_gone: Callable[[], object] | None = None
+        self.runs_signals = runs_signals
         self.ends = False
 
     # What the server asks.

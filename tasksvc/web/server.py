@@ -16,7 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
 
 from tasksvc.metrics import Metrics
-from tasksvc.web.answering import answer
+from tasksvc.web.answering import add_headers, answer
 from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.connection import MAX_HEADERS, Connection
 from tasksvc.web.problems import Problem, unavailable
@@ -33,16 +33,29 @@ class _Server(web.Server):
     longest are closed, and where none is idle the new one is refused."""
 
     def __init__(
-        self, *args: Any, max_connections: int, unread: Unread, metrics: Metrics, **kwargs: Any
+        self,
+        *args: Any,
+        max_connections: int,
+        unread: Unread,
+        metrics: Metrics,
+        runs_signals: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._max_connections = max_connections
         self._unread = unread
+        self._runs_signals = runs_signals
         self._metrics = metrics
         self._open: dict[RequestHandler, None] = {}  # in the order in which they came
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, unread=self._unread, **self._kwargs)
+        return Connection(
+            self,
+            loop=self._loop,
+            unread=self._unread,
+            runs_signals=self._runs_signals,
+            **self._kwargs,
+        )
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -77,9 +90,26 @@ class _Server(web.Server):
         self._metrics.connections = len(self._open)
 
 
-def _dispatcher(app: web.Application) -> Handler:
-    """What finds a request's route and answers it. A path without a variable in it is looked up:
-    to resolve it for each request takes 4 of its 100 microseconds."""
+def _dispatcher(app: web.Application, resolve: Handler) -> Handler:
+    """Returns what finds the route of a request and answers it. `resolve` is aiohttp's own.
+
+    Without middlewares and sub-applications aiohttp would call the view, and nothing else. Then the
+    route of a path without variables is looked up here, which saves 4 of 100 microseconds.
+    """
+    if not app.middlewares and not app._subapps:
+        resolve = _shortcut(app)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request._message.chunked:
+            _check_coding(request)
+        if hdrs.EXPECT in request.headers:
+            return await _expected(request, resolve)
+        return await resolve(request)
+
+    return handle
+
+
+def _shortcut(app: web.Application) -> Handler:
     found: dict[tuple[str, str], UrlMappingMatchInfo] = {}
     for route in app.router.routes():
         if isinstance(route.resource, PlainResource):
@@ -88,20 +118,22 @@ def _dispatcher(app: web.Application) -> Handler:
             match_info.freeze()
             found[route.method, route.resource.canonical] = match_info
 
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def resolve(request: web.Request) -> web.StreamResponse:
         match_info = found.get((request.method, request.rel_url.raw_path_qs))
         if match_info is None:
             match_info = await app.router.resolve(request)
             match_info.add_app(app)
             match_info.freeze()
         request._match_info = match_info
-        if request._message.chunked:
-            _check_coding(request)
-        if hdrs.EXPECT in request.headers:
-            return await _expected(request, match_info.handler)
         return await match_info.handler(request)
 
-    return handle
+    return resolve
+
+
+def _has_signals(app: web.Application) -> bool:
+    """Returns whether anything but `add_headers` waits for `on_response_prepare`."""
+    others = [each for each in app.on_response_prepare if each is not add_headers]
+    return bool(others) or any(map(_has_signals, app._subapps))
 
 
 def _check_coding(request: web.Request) -> None:
@@ -148,7 +180,7 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         limits, metrics = self.app[LIMITS], self.app[METRICS]
         return _Server(
-            partial(answer, handler=_dispatcher(self.app)),
+            partial(answer, handler=_dispatcher(self.app, server.request_handler), metrics=metrics),
             request_factory=server.request_factory,
             loop=server._loop,
             max_connections=_max_connections(limits.max_connections),
@@ -158,6 +190,7 @@ class Runner(web.AppRunner):
                 on_abort=metrics.connections_closed["unread"].add,
             ),
             metrics=metrics,
+            runs_signals=_has_signals(self.app),
             **server._kwargs,
         )
 

@@ -18,13 +18,12 @@ from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.schedule import Schedule
 from tasksvc.domain.task import Task
-from tasksvc.web import routes
-from tasksvc.web.schemas import batches
-from tasksvc.web.schemas import tasks as schemas
-from tasksvc.web.views import queues, schedules
+from tasksvc.web.routes import OPS, TASKS, Endpoint
 from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
 API = (ROOT / "docs" / "api.md").read_text("utf-8")
+
+ENDPOINTS = TASKS + OPS
 
 HEADLINE = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -39,16 +38,18 @@ def sections() -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-def documented_schemas() -> dict[str, Schema]:
-    """By the first of the requests that they are of, as their docstrings tell."""
-    found = {}
-    for module in (schemas, batches, queues, schedules):
-        for each in vars(module).values():
-            if isinstance(each, type) and issubclass(each, Schema) and each.__doc__:
-                requests = re.findall(r"`([A-Z]+ /\S*)`", each.__doc__)
-                if requests and each.__module__ == module.__name__:
-                    found[requests[0]] = each()
-    return found
+def schema_of(endpoint: Endpoint) -> type[Schema] | None:
+    return endpoint.body or endpoint.query
+
+
+def table_of(endpoint: Endpoint) -> dict[str, tuple[str, str]]:
+    """Returns the table of its section, or of the first endpoint with the same schema."""
+    first = next(each for each in ENDPOINTS if schema_of(each) is schema_of(endpoint))
+    return rows(sections()[line_of(endpoint)]) or rows(sections()[line_of(first)])
+
+
+def line_of(endpoint: Endpoint) -> str:
+    return f"{endpoint.method} {endpoint.path}"
 
 
 def rows(section: str) -> dict[str, tuple[str, str]]:
@@ -65,15 +66,24 @@ def commands(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_has_a_section() -> None:
-    assert set(sections()) == {
-        f"{route.method} {route.path}" for route in routes.TASKS + routes.OPS
-    }
+def test_every_endpoint_has_a_section() -> None:
+    assert set(sections()) == set(map(line_of, ENDPOINTS))
 
 
-@pytest.mark.parametrize("request_line", documented_schemas())
-def test_table_has_every_field_with_its_default_and_its_limits(request_line: str) -> None:
-    known, table = documented_schemas()[request_line].fields, rows(sections()[request_line])
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=line_of)
+def test_section_names_the_endpoint_s_status_codes(endpoint: Endpoint) -> None:
+    section = sections()[line_of(endpoint)]
+    paragraphs = re.split(r"\n\n|```console\n.*?```", section, flags=re.DOTALL)
+    (answers,) = (each for each in paragraphs if re.match(r"\s*`[2]\d\d`", each))
+
+    assert {int(code) for code in re.findall(r"`([2-5]\d\d)`", answers)} == set(endpoint.answers)
+
+
+@pytest.mark.parametrize("endpoint", list(filter(schema_of, ENDPOINTS)), ids=line_of)
+def test_table_has_every_field_with_its_default_and_its_limits(endpoint: Endpoint) -> None:
+    schema = schema_of(endpoint)
+    assert schema is not None
+    known, table = schema().fields, table_of(endpoint)
 
     assert set(table) == set(known)
     for name, field in known.items():

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from tasksvc.web import routes
 from tests.harness import ServiceProcess, eventually, query
 from tests.wire import JSON, assert_safe_headers, post, request, talk
 
@@ -66,27 +67,7 @@ LABELS = {
     "run_in": {"loop", "thread", "process"},
     "priority": {"high", "normal", "low"},
     "status": {"pending", "processing", "completed", "failed", "canceled"},
-    "route": {
-        "/task",
-        "/task/{task_id}/attempts",
-        "/task/{task_id}/retry",
-        "/tasks",
-        "/tasks/cancel",
-        "/tasks/retry",
-        "/task/{task_id}",
-        "/task/{task_id}/cancel",
-        "/queues",
-        "/queues/{name}",
-        "/queues/{name}/pause",
-        "/queues/{name}/resume",
-        "/schedules",
-        "/schedules/{name}",
-        "/health",
-        "/health/live",
-        "/health/ready",
-        "/metrics",
-        "none",
-    },
+    "route": {*(each.path for each in routes.TASKS + routes.OPS), "none"},
     "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
     "code": {
         *("200", "201", "204", "400", "404", "405", "408", "409", "413", "415", "417", "422"),

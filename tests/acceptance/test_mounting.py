@@ -1,0 +1,163 @@
+"""Middlewares, signals and sub-applications of aiohttp around the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from tasksvc.app import create_app
+from tasksvc.settings import Settings
+from tasksvc.web.routes import OPS, TASKS, Endpoint
+from tasksvc.web.server import Runner
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+NAME = web.AppKey("name", str)
+
+PATHS = [
+    "/tasks?limit=1",
+    "/task/x?a=b",
+    "/ui",
+    "/ui/",
+    "/ui/page",
+    "/ui/item/5",
+    "/ui/none",
+    "/none",
+]
+
+KEY = {"Authorization": "Bearer right"}
+
+
+class Served(TestServer):
+    """The service's own server around the application."""
+
+    async def _make_runner(self, **kwargs: Any) -> Runner:
+        return Runner(self.app, keepalive_seconds=10)
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.headers.get("Authorization") != KEY["Authorization"]:
+        raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+    return await handler(request)
+
+
+@web.middleware
+async def mark(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    response.headers["X-Marked"] = request.app[NAME]
+    return response
+
+
+async def page(request: web.Request) -> web.Response:
+    return web.Response(text=f"{request.app[NAME]} {request.match_info.get('id')}")
+
+
+async def elsewhere(request: web.Request) -> web.Response:
+    raise web.HTTPFound("/ui/page")
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await asyncio.sleep(0.3)
+    await response.write(b"end")
+    return response
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Signed"] = "yes"
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    app = create_app(settings)
+    app.middlewares.append(authenticate)
+    app.on_response_prepare.append(sign)
+    ui = web.Application(middlewares=[mark])
+    ui[NAME] = "ui"
+    ui.add_routes(
+        [
+            web.get("/page", page),
+            web.get("/item/{id}", page),
+            web.get("/elsewhere", elsewhere),
+            web.get("/stream", stream),
+        ]
+    )
+    app.add_subapp("/ui", ui)
+    async with TestClient(Served(app)) as client:
+        yield client
+
+
+def path_of(endpoint: Endpoint) -> str:
+    return endpoint.path.replace("{task_id}", "x").replace("{name}", "x")
+
+
+ASKED = [(each.method, path_of(each)) for each in TASKS + OPS] + [("GET", path) for path in PATHS]
+
+
+async def test_no_path_passes_the_middleware(client: TestClient[Any, Any]) -> None:
+    for method, path in [*ASKED, ("TRACE", "/task"), ("DELETE", "/task")]:
+        async with client.request(method, path, json={}) as response:
+            assert response.status == 401, path
+            assert response.headers["WWW-Authenticate"] == "Bearer"
+            assert response.content_type == "application/problem+json"
+            assert response.headers["X-Signed"] == "yes"
+
+
+async def test_with_the_key_the_service_answers(client: TestClient[Any, Any]) -> None:
+    async with client.post("/task", json={"content": "x"}, headers=KEY) as response:
+        assert response.status == 201
+        task = await response.json()
+    for path in ("/tasks", "/tasks?limit=1", f"/task/{task['id']}", "/health", "/metrics"):
+        async with client.get(path, headers=KEY) as response:
+            assert response.status == 200
+            assert response.headers["X-Signed"] == "yes"
+    async with client.patch("/task", headers=KEY) as response:
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(("path", "text"), [("/ui/page", "ui None"), ("/ui/item/5?a=b", "ui 5")])
+async def test_sub_application_answers_with_its_own_middleware(
+    client: TestClient[Any, Any], path: str, text: str
+) -> None:
+    async with client.get(path, headers=KEY) as response:
+        assert (response.status, await response.text()) == (200, text)
+        assert response.headers["X-Marked"] == "ui"
+        assert response.headers["X-Signed"] == "yes"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["X-Request-ID"]
+
+
+async def test_redirection_of_a_sub_application_stays_one(client: TestClient[Any, Any]) -> None:
+    async with client.get("/ui/elsewhere", headers=KEY, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (302, "/ui/page")
+
+
+async def test_stream_has_the_headers_and_counts_until_its_head(
+    client: TestClient[Any, Any],
+) -> None:
+    headers = KEY | {"X-Request-ID": "mine"}
+    async with client.get("/ui/stream", headers=headers) as response:
+        assert response.headers["X-Request-ID"] == "mine"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert await response.read() == b"end"
+    async with client.get("/metrics", headers=KEY) as response:
+        lines = (await response.text()).splitlines()
+    (seconds,) = (
+        float(line.split()[1])
+        for line in lines
+        if line.startswith("tasksvc_http_request_seconds_sum") and "/ui/stream" in line
+    )
+    assert seconds < 0.3
+
+
+async def test_expectations_are_met_behind_a_middleware(client: TestClient[Any, Any]) -> None:
+    async with client.post("/task", json={"content": "x"}, headers=KEY, expect100=True) as response:
+        assert response.status == 201
