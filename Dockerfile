@@ -5,11 +5,13 @@ FROM python:3.11-slim AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/tasksvc/bin:$PATH
 RUN python -m venv /opt/tasksvc
 WORKDIR /src
-COPY pyproject.toml setup.cfg README.md ./
+COPY ops/locks/app.txt ops/locks/
+RUN pip install --require-hashes --requirement ops/locks/app.txt
+COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY migrations migrations
 COPY tasksvc tasksvc
 RUN pip wheel --no-deps --wheel-dir /wheels . \
-    && pip install /wheels/*.whl "supervisor>=4.3,<5" \
+    && pip install --no-deps /wheels/*.whl \
     && pip uninstall --yes pip setuptools
 
 
@@ -27,7 +29,7 @@ ENV PATH=/opt/tasksvc/bin:$PATH \
     PORT=8000 \
     LOG_FILE_PATH=logs/app.log \
     TASKSVC_STATE_DIR=/var/lib/tasksvc
-# The only folder that the service writes to, beside /tmp: the root file system may be read-only.
+# The only folder that the service writes to, besides /tmp: the root file system may be read-only.
 WORKDIR /var/lib/tasksvc
 VOLUME /var/lib/tasksvc
 USER tasksvc
@@ -47,8 +49,10 @@ RUN useradd --system --uid 10001 --create-home tasksvc \
 USER tasksvc
 RUN python -m venv /opt/tasksvc
 WORKDIR /src
+COPY --chown=tasksvc ops/locks/dev.txt ops/locks/
+RUN pip install --require-hashes --requirement ops/locks/dev.txt
 COPY --chown=tasksvc . .
-RUN pip install --editable ".[embedded,dev]"
+RUN pip install --no-deps --editable .
 CMD ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
 
 

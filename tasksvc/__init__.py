@@ -6,4 +6,4 @@ from tasksvc.handlers.kinds import handler
 
 __all__ = ["Context", "Permanent", "Retry", "SyncContext", "handler"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
