@@ -12,7 +12,7 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 
 .DEFAULT_GOAL := help
 .PHONY: help install run example migrate test test-fast chaos check lint types layers format bench bench-full bench-peers \
-        test-tools bench-tools build start stop test-docker clean coverage audit lock hooks
+        test-tools bench-tools build start stop test-docker clean coverage audit lock hooks schema
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,9 @@ lock: ## write the exact versions and hashes of ops/locks
 	$(UV) --extra container --output-file ops/locks/app.txt
 	$(UV) --extra embedded --extra dev --output-file ops/locks/dev.txt
 	@rm -rf $(VENV)-lock
+
+schema: $(TOOLS) ## write migrations/schema.sql, the schema after all migrations
+	@$(BIN)/python -m tests.schema
 
 hooks: ## run the quick checks before each commit
 	@printf '#!/bin/sh\nexec make lint layers types\n' >.git/hooks/pre-commit && chmod +x .git/hooks/pre-commit

@@ -1,7 +1,7 @@
 """Brings the schema up to date, once, safely from many starters.
 
 Forward only: `migrations/NNNN_subject.sql`, each in one transaction with its row in
-`schema_migrations`.
+`schema_migrations`. `migrations/schema.sql` shows what they come to (`make schema`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ _DONE = "SELECT name FROM schema_migrations"
 _RECORD = "INSERT INTO schema_migrations (name) VALUES ('{name}');\n"
 
 
+BASELINE = "0001_baseline.sql"
+
+LAST_BEFORE_BASELINE = "0021_worker_epoch.sql"
+"""The last migration of version 0.1. A database that has it has the baseline's schema."""
+
+_NAME = re.compile(r"\d{4}_\w+\.sql")
+
 _TABLES = re.compile(r"^(CREATE|DROP) (?:UNLOGGED )?TABLE (\w+)", re.MULTILINE)
 
 
@@ -60,8 +67,10 @@ async def migrate(database: Database) -> list[str]:
         await check_database(patient, session)
         if not (await session.run(_HAS_TABLE))[0][0]:
             await _create_table(session)
-        done = await _find_done(session)
         migrations = _migrations()
+        done = await _find_done(session)
+        if (BASELINE,) not in done and BASELINE in dict(migrations):
+            done += await _recognize(session, done)
         for name, text in migrations:
             if (name,) not in done and await _apply(session, name, text):
                 applied.append(name)
@@ -81,6 +90,24 @@ async def _find_done(session: Session) -> list[Row]:
         return await session.run(_DONE)
     except StatementRefused as error:
         raise StoreRefuses(error.reason) from None
+
+
+async def _recognize(session: Session, done: list[Row]) -> list[Row]:
+    """Records the baseline in a database of version 0.1, and returns its row.
+
+    Raises MigrationFailed for one that stands before the last migration of that version.
+    """
+    if (LAST_BEFORE_BASELINE,) in done:
+        await _apply(session, BASELINE, "")
+        return [(BASELINE,)]
+    if done:
+        last = max(name for (name,) in done)
+        raise MigrationFailed(
+            BASELINE,
+            f"the database stands at {last}; bring it to {LAST_BEFORE_BASELINE} with the version"
+            " that made it, and try again",
+        )
+    return []
 
 
 async def _create_table(session: Session) -> None:
@@ -105,7 +132,7 @@ async def _apply(session: Session, name: str, text: str) -> bool:
 def _migrations() -> list[tuple[str, str]]:
     files = (resources.files("tasksvc") / "migrations").iterdir()
     return sorted(
-        (file.name, file.read_text("utf-8")) for file in files if file.name.endswith(".sql")
+        (file.name, file.read_text("utf-8")) for file in files if _NAME.fullmatch(file.name)
     )
 
 

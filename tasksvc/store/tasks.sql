@@ -166,7 +166,7 @@ SELECT kind, priority FROM live_lane;
 -- pending stays pending: due tasks of a lane that are not in its stream, to be published now. Either nobody has published
 -- them yet, or they were published longer ago than the oldest entry that still waits in the stream, and so were lost.
 -- pending -> failed: those that did not start before they expired.
--- The conditions are those of their indexes, to the letter (migrations/0012, 0020).
+-- The conditions are those of their indexes, to the letter (migrations/0001_baseline.sql).
 -- What has no queue may always start. What has one is looked at in the order of its time, so many at once, whatever the
 -- number of queues. If these are as many as that, and too few of them may start, each queue is looked at: those that are
 -- paused, or at their limit, may hide the others.

@@ -141,7 +141,7 @@ async def test_migrate_makes_the_schema_once(tasksvc: Tasksvc, database_url: str
     first, second = tasksvc("migrate", **without_redis), tasksvc("migrate", **without_redis)
 
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "0001_task.sql" in first.stdout.splitlines()
+    assert "0001_baseline.sql" in first.stdout.splitlines()
     assert second.stdout == "The schema is up to date.\n"
     assert query(database_url, "SELECT count(*) FROM task") == [(0,)]
 

@@ -81,7 +81,7 @@ def test_wheel_has_all_that_it_needs_and_nothing_else(wheel: Path) -> None:
     files |= {f"tasksvc/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")}
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == files
-    assert "tasksvc/migrations/0001_task.sql" in inside
+    assert "tasksvc/migrations/0001_baseline.sql" in inside
     assert "tasksvc/store/tasks.sql" in inside
 
 

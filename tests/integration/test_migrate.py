@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
+import subprocess
 from collections.abc import Iterator
-from importlib import resources
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -15,9 +17,10 @@ from tasksvc.domain.errors import MigrationFailed, StoreUnavailable
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.store import migrate as migrate_module
 from tasksvc.store.database import Database, Session
-from tasksvc.store.migrate import migrate
+from tasksvc.store.migrate import BASELINE, LAST_BEFORE_BASELINE, migrate
 from tests.conftest import database_named
-from tests.harness import eventually, query
+from tests.harness import ROOT, eventually, query
+from tests.schema import PG_DUMP, SCHEMA, dump
 
 _numbers = itertools.count(1)
 
@@ -42,11 +45,7 @@ def applied(url: str) -> list[str]:
 
 
 async def test_every_migration_is_applied_once(empty_url: str) -> None:
-    files = sorted(
-        file.name
-        for file in (resources.files("tasksvc") / "migrations").iterdir()
-        if file.name.endswith(".sql")
-    )
+    files = sorted(path.name for path in (ROOT / "migrations").glob("[0-9]*.sql"))
 
     assert await migrate(Database(empty_url)) == files
     assert applied(empty_url) == files
@@ -103,7 +102,7 @@ async def test_answer_that_was_lost_is_not_a_failure(
     await migrate(Database(empty_url))
 
     assert lost
-    assert "0001_task.sql" in applied(empty_url)
+    assert BASELINE in applied(empty_url)
 
 
 @pytest.mark.parametrize(
@@ -163,3 +162,59 @@ async def test_schema_that_is_up_to_date_is_not_written_to(empty_url: str) -> No
     with structlog.testing.capture_logs() as logs:
         assert await migrate(Database(empty_url)) == []
     assert [line["action"] for line in logs] == ["postgres_up"]
+
+
+SCHEMAS = sorted((Path(__file__).parent / "schemas").glob("*.sql"))
+"""The schema of each version, as `make schema` wrote it, with the migrations that it had."""
+
+TASK = """
+INSERT INTO task (id, content, max_attempts)
+VALUES ('00000000-0000-7000-8000-000000000001', 'kept', 3)
+"""
+
+needs_pg_dump = pytest.mark.skipif(
+    not PG_DUMP.exists()
+    or " 18." not in subprocess.run([PG_DUMP, "--version"], capture_output=True, text=True).stdout,
+    reason="schema.sql is written by pg_dump 18",
+)
+
+
+def restore(url: str, schema: Path) -> None:
+    """Makes a database as that version left it, with a task."""
+    text = schema.read_text()
+    (names,) = re.findall(r"^-- migrations: (.*)$", text, re.MULTILINE)
+    query(url, f"SET check_function_bodies = off; {text}")
+    for name in names.split():
+        query(url, "INSERT INTO schema_migrations (name) VALUES (%s)", name)
+    query(url, TASK)
+
+
+@needs_pg_dump
+async def test_schema_is_written_down(empty_url: str) -> None:
+    await migrate(Database(empty_url))
+
+    assert dump(empty_url) == SCHEMA.read_text(), "make schema"
+
+
+@needs_pg_dump
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda path: path.stem)
+async def test_every_version_is_upgraded_and_keeps_its_tasks(empty_url: str, schema: Path) -> None:
+    restore(empty_url, schema)
+
+    await migrate(Database(empty_url))
+
+    assert dump(empty_url) == SCHEMA.read_text()
+    assert query(empty_url, "SELECT content FROM task") == [("kept",)]
+    assert await migrate(Database(empty_url)) == []
+
+
+async def test_database_before_the_baseline_is_refused(empty_url: str) -> None:
+    restore(empty_url, SCHEMAS[0])
+    query(empty_url, "DELETE FROM schema_migrations WHERE name > '0016'")
+
+    with pytest.raises(
+        MigrationFailed, match=f"stands at 0015_.*; bring it to {LAST_BEFORE_BASELINE}"
+    ):
+        await migrate(Database(empty_url))
+
+    assert BASELINE not in applied(empty_url)
