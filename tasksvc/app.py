@@ -54,7 +54,7 @@ from tasksvc.store.schedule_store import ScheduleStore
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tasksvc.web import routes
-from tasksvc.web.answering import add_headers
+from tasksvc.web.answering import shape_answers
 from tasksvc.web.app_keys import ARRIVING, HEALTH, LIMITS, METRICS, QUEUES, SCHEDULES, SERVICE
 from tasksvc.web.health import Health
 from tasksvc.web.limits import Arriving, Limits
@@ -126,7 +126,7 @@ def create_app(
     app.add_routes(routes.routes(routes.OPS))
     if settings.http == "on":
         app.add_routes(routes.routes(routes.TASKS))
-    app.on_response_prepare.append(add_headers)
+    shape_answers(app)
     app.cleanup_ctx.append(life)
     return app
 

@@ -1,8 +1,4 @@
-"""What every request passes: its id, its measure, and one place that turns errors into answers.
-
-It stands around the whole application, and is no middleware in it: so it also sees what aiohttp
-itself refuses, and a request passes two coroutines less.
-"""
+"""Gives each request its id and its measure, and turns errors into answers in one place."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from traceback import clear_frames
 
 import structlog
 import uuid_utils
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from tasksvc import logs
@@ -34,8 +30,8 @@ from tasksvc.domain.errors import (
     UnknownKind,
     Unreadable,
 )
-from tasksvc.metrics import Metrics
-from tasksvc.web.answers import X_REQUEST_ID, Answer
+from tasksvc.web.answers import COMMON_HEADERS, SERVER, X_REQUEST_ID, Answer
+from tasksvc.web.app_keys import METRICS
 from tasksvc.web.problems import Problem, unavailable, wrong_shape
 
 log = structlog.get_logger(__name__)
@@ -53,20 +49,20 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 _SENT_AT = web.RequestKey("sent_at", float)
 
-_COMMON_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-"""The same that each `Answer` has."""
-
 _KEPT_HEADERS = frozenset({"WWW-Authenticate", "Retry-After", "RateLimit", "RateLimit-Policy"})
 """Of an error that a middleware raises. They are for the client; others may not be."""
 
 
-async def answer(request: web.Request, handler: Handler, metrics: Metrics) -> web.StreamResponse:
-    """Answers the request, and turns every error into a problem. It stands around middlewares and
-    sub-applications."""
+def shape_answers(app: web.Application) -> None:
+    """Adds the outermost middleware, and what completes the answers that aiohttp sends. Middlewares
+    and sub-applications that are added later stand inside."""
+    app.middlewares.append(answer)
+    app.on_response_prepare.append(add_headers)
+
+
+@web.middleware
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers the request, and turns every error into a problem."""
     started = time.perf_counter()
     request_id = request.headers.get(X_REQUEST_ID)
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
@@ -74,17 +70,15 @@ async def answer(request: web.Request, handler: Handler, metrics: Metrics) -> we
     logs.about(request_id=request_id)
     try:
         response = await handler(request)
-    except web.HTTPRedirection as error:
-        response = web.Response(status=error.status, reason=error.reason, headers=error.headers)
     except Exception as error:
-        response = _problem(error).response()
+        response = _answer_to(request, error)
         _forget(error)
     ended = time.perf_counter()
     if response.prepared:  # a stream: its life is not the time that the client waited
         ended = request.get(_SENT_AT, ended)
     else:
         response.headers[X_REQUEST_ID] = request_id
-    _observe(request, response.status, ended - started, metrics)
+    _observe(request, response.status, ended - started)
     return response
 
 
@@ -93,10 +87,36 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     of the application (`on_response_prepare`)."""
     if isinstance(response, Answer):
         return  # it has them
-    for name, value in _COMMON_HEADERS.items():
+    response.headers[hdrs.SERVER] = SERVER
+    for name, value in COMMON_HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers[X_REQUEST_ID] = logs.context().get("request_id", "")
     request[_SENT_AT] = time.perf_counter()
+
+
+def _answer_to(request: web.Request, error: Exception) -> web.StreamResponse:
+    """Returns a problem, or the page that a sub-application has raised.
+
+    Raises ConnectionError where the head of an answer is sent already: only the end of the
+    connection tells the client that the rest is missing.
+    """
+    if _SENT_AT in request:
+        if not isinstance(error, ConnectionError):
+            log.error("Answer broke off", action="answer_broke_off", exc_info=error)
+        raise ConnectionError("The answer broke off.") from None
+    if isinstance(error, web.HTTPException) and _is_page(request, error):
+        return web.Response(
+            status=error.status, reason=error.reason, headers=error.headers, body=error.body
+        )
+    return _problem(error).response()
+
+
+def _is_page(request: web.Request, error: web.HTTPException) -> bool:
+    """Returns whether the error is a redirection, or the page of a sub-application with a text of
+    its own. Our own paths answer with problems."""
+    return isinstance(error, web.HTTPRedirection) or (
+        len(request.match_info.apps) > 1 and error.text != f"{error.status}: {error.reason}"
+    )
 
 
 def _forget(error: BaseException | None) -> None:
@@ -153,13 +173,12 @@ def _problem(error: Exception) -> Problem:
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
-def _observe(request: web.Request, status: int, seconds: float, metrics: Metrics) -> None:
+def _observe(request: web.Request, status: int, seconds: float) -> None:
     # Labels come from closed sets: never the path or the method as the client wrote it.
-    match_info = request._match_info
-    resource = None if match_info is None else match_info.route.resource
+    resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "none"
     method = request.method if request.method in _METHODS else "other"
-    metrics.observe_request(route, method, status, seconds)
+    request.app[METRICS].observe_request(route, method, status, seconds)
     if _is_logged(logging.DEBUG):
         log.debug(
             "Answered",

@@ -215,6 +215,8 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if request is not None and request.writer.output_size:
+            raise ConnectionError("The answer broke off.")  # a second head would be part of it
         request_id = uuid_utils.uuid4().hex
         if isinstance(exc, web.HTTPException):
             status = exc.status

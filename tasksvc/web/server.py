@@ -12,11 +12,12 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.typedefs import Handler
+from aiohttp.web_app import _build_middlewares
 from aiohttp.web_protocol import RequestHandler
-from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
+from aiohttp.web_urldispatcher import AbstractRoute, PlainResource, UrlMappingMatchInfo
 
 from tasksvc.metrics import Metrics
-from tasksvc.web.answering import add_headers, answer
+from tasksvc.web.answering import add_headers
 from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.connection import MAX_HEADERS, Connection
 from tasksvc.web.problems import Problem, unavailable
@@ -90,44 +91,83 @@ class _Server(web.Server):
         self._metrics.connections = len(self._open)
 
 
-def _dispatcher(app: web.Application, resolve: Handler) -> Handler:
-    """Returns what finds the route of a request and answers it. `resolve` is aiohttp's own.
+def _dispatcher(app: web.Application) -> Handler:
+    """Returns what finds the route of a request, and calls its middlewares and its view.
 
-    Without middlewares and sub-applications aiohttp would call the view, and nothing else. Then the
-    route of a path without variables is looked up here, which saves 4 of 100 microseconds.
+    It does what aiohttp's own does, for less: it builds the middlewares around a view once, and
+    looks up the application's paths without variables, which saves 4 of 100 microseconds. And it
+    meets expectations within the middlewares: a client that these refuse is asked for no body.
     """
-    if not app.middlewares and not app._subapps:
-        resolve = _shortcut(app)
+    found: dict[tuple[str, str], tuple[UrlMappingMatchInfo, Handler]] = {}
+    chains: dict[AbstractRoute, Handler] = {}
+    for plain in _plain_resources(app):
+        for route in plain:
+            match_info = UrlMappingMatchInfo({}, route)
+            match_info.add_app(app)
+            match_info.freeze()
+            known = match_info, _chain(app, match_info, route.handler)
+            found.setdefault((route.method, plain.canonical), known)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        if request._message.chunked:
-            _check_coding(request)
-        if hdrs.EXPECT in request.headers:
-            return await _expected(request, resolve)
-        return await resolve(request)
+        known = found.get((request.method, request.rel_url.raw_path_qs))
+        if known is not None:
+            match_info, handler = known
+        else:
+            match_info = await app.router.resolve(request)
+            match_info.add_app(app)
+            match_info.freeze()
+            ready = chains.get(match_info.route)
+            handler = ready or _chain(app, match_info, match_info.handler)
+            if ready is None and match_info.http_exception is None:
+                chains[match_info.route] = handler
+        request._match_info = match_info
+        if request._message.chunked or hdrs.EXPECT in request.headers:
+            handler = _chain(app, match_info, partial(_met, match_info=match_info))
+        return await handler(request)
 
     return handle
 
 
-def _shortcut(app: web.Application) -> Handler:
-    found: dict[tuple[str, str], UrlMappingMatchInfo] = {}
-    for route in app.router.routes():
-        if isinstance(route.resource, PlainResource):
-            match_info = UrlMappingMatchInfo({}, route)
-            match_info.add_app(app)
-            match_info.freeze()
-            found[route.method, route.resource.canonical] = match_info
+def _plain_resources(app: web.Application) -> list[PlainResource]:
+    """Returns the application's own paths without a variable."""
+    if app.router._matched_sub_app_resources:
+        return []  # a sub-application of another domain may have the same paths
+    return [each for each in app.router.resources() if isinstance(each, PlainResource)]
 
-    async def resolve(request: web.Request) -> web.StreamResponse:
-        match_info = found.get((request.method, request.rel_url.raw_path_qs))
-        if match_info is None:
-            match_info = await app.router.resolve(request)
-            match_info.add_app(app)
-            match_info.freeze()
-        request._match_info = match_info
+
+def _chain(app: web.Application, match_info: UrlMappingMatchInfo, view: Handler) -> Handler:
+    """Returns the view with the middlewares around it."""
+    if match_info.apps != (app,):
+        return _build_middlewares(view, match_info.apps)
+    # Without that of aiohttp which sets `request.app`: here it is never another.
+    for middleware in reversed(app.middlewares):
+        view = partial(middleware, handler=view)
+    return view
+
+
+async def _met(request: web.Request, match_info: UrlMappingMatchInfo) -> web.StreamResponse:
+    """Answers a request with a transfer coding or an expectation.
+
+    Raises Problem for a coding other than `chunked`, and for an expectation that can't be met.
+    """
+    if request._message.chunked:
+        _check_coding(request)
+    if hdrs.EXPECT not in request.headers:
         return await match_info.handler(request)
-
-    return resolve
+    try:
+        expectation = request.headers[hdrs.EXPECT].lower()
+        if expectation != "100-continue" and request.version >= HttpVersion11:
+            raise Problem(
+                HTTPStatus.EXPECTATION_FAILED, "Only 100-continue can be expected.", closes=True
+            )
+        if match_info.http_exception is None:
+            answered = await match_info.expect_handler(request)
+            if answered is not None:
+                return answered
+        return await match_info.handler(request)
+    finally:
+        if not request.content.is_eof() and isinstance(request.protocol, Connection):
+            request.protocol.ends = True  # the body may come, or never
 
 
 def _has_signals(app: web.Application) -> bool:
@@ -137,7 +177,7 @@ def _has_signals(app: web.Application) -> bool:
 
 
 def _check_coding(request: web.Request) -> None:
-    """Raises Problem for a body in a transfer coding beside `chunked`."""
+    """Raises Problem for a body in a transfer coding other than `chunked`."""
     codings = ",".join(request.headers.getall(hdrs.TRANSFER_ENCODING))
     if codings.strip().lower() != "chunked":
         raise Problem(
@@ -145,23 +185,8 @@ def _check_coding(request: web.Request) -> None:
         )
 
 
-async def _expected(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers a request with an expectation: who reads the body says `100 Continue` first."""
-    try:
-        expectation = request.headers[hdrs.EXPECT].lower()
-        if expectation != "100-continue" and request.version >= HttpVersion11:
-            raise Problem(
-                HTTPStatus.EXPECTATION_FAILED, "Only 100-continue can be expected.", closes=True
-            )
-        return await handler(request)
-    finally:
-        if not request.content.is_eof() and isinstance(request.protocol, Connection):
-            request.protocol.ends = True  # the body may come, or never
-
-
 class Runner(web.AppRunner):
-    """Runs an application, with `answer` around it. Bodies come as they are sent: nothing is
-    decompressed for a client."""
+    """Runs an application. Bodies come as they are sent: nothing is decompressed for a client."""
 
     def __init__(self, app: web.Application, *, keepalive_seconds: float) -> None:
         super().__init__(
@@ -180,7 +205,7 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         limits, metrics = self.app[LIMITS], self.app[METRICS]
         return _Server(
-            partial(answer, handler=_dispatcher(self.app, server.request_handler), metrics=metrics),
+            _dispatcher(self.app),
             request_factory=server.request_factory,
             loop=server._loop,
             max_connections=_max_connections(limits.max_connections),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -62,6 +63,25 @@ async def elsewhere(request: web.Request) -> web.Response:
     raise web.HTTPFound("/ui/page")
 
 
+async def missing(request: web.Request) -> web.Response:
+    raise web.HTTPNotFound(text="<h1>No such page</h1>", content_type="text/html")
+
+
+async def unfinished(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"begin")
+    raise ValueError
+
+
+async def file(request: web.Request) -> web.FileResponse:
+    return web.FileResponse(__file__)
+
+
+async def read(request: web.Request) -> web.Response:
+    return web.Response(text=await request.text())
+
+
 async def stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     await response.prepare(request)
@@ -74,8 +94,10 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Signed"] = "yes"
 
 
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+@pytest.fixture(params=[Served, TestServer], ids=["own_server", "aiohttp_server"])
+async def client(
+    settings: Settings, request: pytest.FixtureRequest
+) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     app = create_app(settings)
     app.middlewares.append(authenticate)
     app.on_response_prepare.append(sign)
@@ -86,11 +108,15 @@ async def client(settings: Settings) -> AsyncIterator[TestClient[web.Request, we
             web.get("/page", page),
             web.get("/item/{id}", page),
             web.get("/elsewhere", elsewhere),
+            web.get("/missing", missing),
             web.get("/stream", stream),
+            web.get("/unfinished", unfinished),
+            web.get("/file", file),
+            web.post("/read", read),
         ]
     )
     app.add_subapp("/ui", ui)
-    async with TestClient(Served(app)) as client:
+    async with TestClient(request.param(app)) as client:
         yield client
 
 
@@ -135,6 +161,29 @@ async def test_sub_application_answers_with_its_own_middleware(
         assert response.headers["X-Request-ID"]
 
 
+@pytest.mark.parametrize("path", ["/ui/file", "/ui/stream", "/ui/missing", "/ui/none", "/none"])
+async def test_every_response_has_the_headers(client: TestClient[Any, Any], path: str) -> None:
+    async with client.get(path, headers=KEY | {"X-Request-ID": "mine"}) as response:
+        assert response.headers["Server"] == "tasksvc"
+        assert response.headers["X-Request-ID"] == "mine"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["X-Signed"] == "yes"
+
+
+async def test_error_page_of_a_sub_application_stays_one(client: TestClient[Any, Any]) -> None:
+    async with client.get("/ui/missing", headers=KEY) as response:
+        assert (response.status, response.content_type) == (404, "text/html")
+        assert await response.text() == "<h1>No such page</h1>"
+
+
+async def test_stream_that_breaks_off_ends_the_connection(client: TestClient[Any, Any]) -> None:
+    async with client.get("/ui/unfinished", headers=KEY) as response:
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
 async def test_redirection_of_a_sub_application_stays_one(client: TestClient[Any, Any]) -> None:
     async with client.get("/ui/elsewhere", headers=KEY, allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (302, "/ui/page")
@@ -161,3 +210,5 @@ async def test_stream_has_the_headers_and_counts_until_its_head(
 async def test_expectations_are_met_behind_a_middleware(client: TestClient[Any, Any]) -> None:
     async with client.post("/task", json={"content": "x"}, headers=KEY, expect100=True) as response:
         assert response.status == 201
+    async with client.post("/ui/read", data=b"body", headers=KEY, expect100=True) as response:
+        assert (response.status, await response.text()) == (200, "body")

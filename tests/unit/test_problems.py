@@ -24,6 +24,7 @@ from tasksvc.domain.errors import (
 )
 from tasksvc.domain.task import Status
 from tasksvc.metrics import Metrics
+from tasksvc.web.answering import shape_answers
 from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.limits import Limits
 from tasksvc.web.problems import Problem, unavailable
@@ -96,6 +97,7 @@ async def port() -> AsyncIterator[int]:
     )
     app.router.add_get("/{name}", fail)
     app.router.add_post("/keep", keep)
+    shape_answers(app)
     runner = Runner(app, keepalive_seconds=10)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from tasksvc.metrics import Metrics
+from tasksvc.web.answering import shape_answers
 from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import LIMITS, METRICS
 from tasksvc.web.limits import Limits
@@ -57,6 +58,7 @@ async def reading() -> AsyncIterator[Reading]:
         max_buffer_bytes=10_000,
     )
     app.router.add_get("/", read)
+    shape_answers(app)
     runner = Runner(app, keepalive_seconds=10)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
