@@ -133,7 +133,7 @@ async def test_tasks_of_a_queue_are_found_and_canceled_together(
     answer = talk(shared_service.port, request("POST", "/tasks/cancel", head, body=body))
     assert answer.json()["canceled"] == 3
     assert ask(shared_service, "GET", f"/queues/{name}")[1]["pending"] == 0
-    assert ask(shared_service, "GET", "/tasks?queue=.x")[0] == 422
+    assert ask(shared_service, "GET", "/tasks?queue=.")[0] == 422
 
 
 async def test_retry_stays_in_its_queue(shared_service: ServiceProcess) -> None:
@@ -144,7 +144,7 @@ async def test_retry_stays_in_its_queue(shared_service: ServiceProcess) -> None:
     assert (status, retried["queue"]) == (201, task["queue"])
 
 
-@pytest.mark.parametrize("name", ["", "a b", "ä", ".a", "a" * 101, "a/b", "a\n", 1, []])
+@pytest.mark.parametrize("name", ["", "a b", "ä", ".", "..", "a" * 101, "a/b", "a\n", 1, []])
 async def test_names_that_will_not_do(shared_service: ServiceProcess, name: object) -> None:
     answer = talk(shared_service.port, post(json.dumps({"content": "x", "queue": name}).encode()))
     assert answer.status == 422
@@ -190,5 +190,5 @@ async def test_queue_that_is_not_there(
 
 
 async def test_name_and_query_that_will_not_do(shared_service: ServiceProcess) -> None:
-    assert put(shared_service, ".mail", {"concurrency": 1})[0] == 422
+    assert put(shared_service, "a:b", {"concurrency": 1})[0] == 422
     assert ask(shared_service, "GET", "/queues?before=x")[0] == 422

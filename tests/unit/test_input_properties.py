@@ -16,8 +16,9 @@ from tasksvc.domain.task import Filter, Options, Priority, Status
 from tasksvc.web.problems import Problem
 from tasksvc.web.schemas.batches import load_tasks_create
 from tasksvc.web.schemas.cursors import Cursors
+from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.moments import read_moment, shown_moment
-from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder, load, quick_order
+from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder, quick_order
 
 drawn = settings(
     max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

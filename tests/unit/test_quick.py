@@ -13,11 +13,11 @@ from marshmallow.validate import OneOf
 from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import Options
 from tasksvc.web.problems import Problem
+from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.quick_reader import Reader
 from tasksvc.web.schemas.tasks import (
     TaskCreate,
     TaskOrder,
-    load,
     quick_order,
 )
 
@@ -43,7 +43,7 @@ GOOD: dict[str, list[Any]] = {
         "2030-01-01T00:00:00+14:00",
     ],
     "priority": ["high", "normal", "low"],
-    "queue": ["a", "_a.b-c", "x" * 100],
+    "queue": ["a", ".a", "_a.b-c", "x" * 100],
     "unique_key": ["x", "x" * 255],
     "retry_base_seconds": [0, 1.5, 100],
     "retry_max_seconds": [0, 2, MAX_SECONDS],
@@ -67,7 +67,7 @@ OTHERS: dict[str, list[Any]] = {
     ],
     "expires_at": ["never", {}],
     "priority": ["urgent", "HIGH", "", 1, [], {}],
-    "queue": ["", ".a", "a b", "x" * 101, "a\n", "ä", 1],
+    "queue": ["", ".", "..", "a b", "x" * 101, "a\n", "ä", 1],
     "unique_key": ["", "x" * 256, "\0", 1],
     "retry_base_seconds": [-1, MAX_SECONDS + 1, "1"],
     "retry_max_seconds": [-1, True],

@@ -14,7 +14,8 @@ from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.task import Options, Priority, Status, Task
 from tasksvc.web.problems import Problem
 from tasksvc.web.schemas.dumps import dump_task
-from tasksvc.web.schemas.tasks import TaskOrder, load_task_create, load_task_id
+from tasksvc.web.schemas.names import load_task_id
+from tasksvc.web.schemas.tasks import TaskOrder, load_task_create
 
 ID = "0192d1a5-7c2e-7e2a-9d3f-0123456789ab"
 MOMENT = datetime(2024, 10, 28, 8, 4, 8, 990161, UTC)

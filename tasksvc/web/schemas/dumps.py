@@ -1,4 +1,4 @@
-"""What goes out: tasks and their runs as JSON. Long lists are written in slices."""
+"""Writes what goes out as JSON, in the shapes of `shapes.py`. Long lists are written in slices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import msgspec
 import orjson
 
 from tasksvc.domain.attempt import Attempt
+from tasksvc.domain.queue import Queue
+from tasksvc.domain.schedule import Schedule
 from tasksvc.domain.task import Step, Task
 from tasksvc.slices import Slices
+from tasksvc.web.schemas import shapes
 from tasksvc.web.schemas.moments import shown_moment
+from tasksvc.web.schemas.shapes import Attempts, CanceledTasks, RetriedTasks, Tasks
 
 _Item = TypeVar("_Item")
 
@@ -55,7 +59,7 @@ def _with_shown_moments(task: Task) -> Task:
 
 async def dump_tasks(tasks: Sequence[Task], next_cursor: str | None = None) -> list[bytes]:
     """Many tasks as JSON, in pieces."""
-    return await dump_list("tasks", tasks, dump_task, next_cursor=next_cursor)
+    return await dump_list(Tasks, tasks, dump_task, next_cursor=next_cursor)
 
 
 async def fitting(tasks: Sequence[Task]) -> Sequence[Task]:
@@ -81,16 +85,20 @@ def _weight(task: Task) -> int:
 async def dump_attempts(attempts: Sequence[Attempt]) -> list[bytes]:
     """The runs of a task as JSON, in pieces: each run has its five first keys, and of the others
     those that it has."""
-    return await dump_list("attempts", attempts, _dump_attempt)
+    return await dump_list(Attempts, attempts, _dump_attempt)
 
 
 async def dump_list(
-    name: str, items: Iterable[_Item], dump: Callable[[_Item], bytes], **others: str | None
+    shape: type[msgspec.Struct],
+    items: Iterable[_Item],
+    dump: Callable[[_Item], bytes],
+    **others: str | None,
 ) -> list[bytes]:
-    """An object with a list, and with the others that are not None. In pieces: to put 25 MB
-    together would hold the loop for too long."""
+    """Returns an object of the shape, whose first key has the list, and the others that are not
+    None. In pieces: to put 25 MB together would hold the loop for too long."""
     slices = Slices()
     pieces: list[bytes] = []
+    name = shape.__struct_fields__[0]
     piece = bytearray(b'{"%s":[' % name.encode())
     for number, item in enumerate(items):
         if number:
@@ -107,25 +115,44 @@ async def dump_list(
     return [*pieces, bytes(piece + b"}")]
 
 
-def dump_step(step: Step, next_cursor: str | None, done: str) -> bytes:
-    """A step as JSON; `done` is what was done."""
-    document: dict[str, Any] = {
-        "matched": step.matched,
-        done: len(step.ids),
-        "ids": step.ids,
-        "next": next_cursor is not None,
-    }
-    if next_cursor is not None:
-        document["next_cursor"] = next_cursor
-    return orjson.dumps(document)
+def dump_step(
+    step: Step, next_cursor: str | None, shape: type[CanceledTasks] | type[RetriedTasks]
+) -> bytes:
+    """Returns a step as JSON."""
+    count = len(step.ids)
+    return _encode(shape(step.matched, count, step.ids, next_cursor is not None, next_cursor))
 
 
 def _dump_attempt(attempt: Attempt) -> bytes:
-    document = attempt._asdict()
-    for name in ("started_at", "ended_at"):
-        if document[name] is not None:
-            document[name] = shown_moment(document[name])
-    for name in ("error", "traceback"):
-        if document[name] is None:
-            del document[name]
-    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+    return _encode(shapes.Attempt(**_shown(attempt._asdict())))
+
+
+def dump_queue(queue: Queue) -> bytes:
+    """Returns a queue as JSON."""
+    left = queue.empty_seconds
+    return _encode(
+        shapes.Queue(
+            queue.name,
+            queue.concurrency,
+            queue.is_paused,
+            queue.pending,
+            queue.processing,
+            round(queue.oldest_seconds, 3),
+            round(queue.rate, 3),
+            None if left is None else round(left, 1),
+        )
+    )
+
+
+def dump_schedule(schedule: Schedule) -> bytes:
+    """Returns a schedule as JSON."""
+    fields = _shown(schedule._asdict())
+    fields["task"] = msgspec.Raw(schedule.task.encode())
+    return _encode(shapes.Schedule(**fields, is_paused=schedule.is_paused))
+
+
+def _shown(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: shown_moment(value) if isinstance(value, datetime) else value
+        for name, value in fields.items()
+    }

@@ -1,17 +1,15 @@
-"""The shapes of queues: what comes in and what goes out."""
+"""The shapes of queues that come in."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from marshmallow import fields
-from marshmallow.validate import Range, Regexp
+from marshmallow.validate import Range
 
-from tasksvc.domain.queue import Queue
+from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.fields import Digits, Shape
-from tasksvc.web.schemas.tasks import QUEUE_NAME, QUEUE_NAME_RULE
+from tasksvc.web.schemas.names import is_name
 
-_PAGE = 1000
+_MAX_PAGE = 1000
 
 
 class QueuePut(Shape):
@@ -25,15 +23,14 @@ class QueuePut(Shape):
 class QueueSearch(Shape):
     """The query of `GET /queues`."""
 
-    limit = Digits(load_default=_PAGE, validate=Range(1, _PAGE))
-    after = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
+    limit = Digits(load_default=_MAX_PAGE, validate=Range(1, _MAX_PAGE))
+    after = fields.String(validate=is_name)
 
 
-def show_queue(queue: Queue) -> dict[str, Any]:
-    """Returns the queue as it is answered."""
-    return {
-        **queue._asdict(),
-        "oldest_seconds": round(queue.oldest_seconds, 3),
-        "rate": round(queue.rate, 3),
-        "empty_seconds": None if queue.empty_seconds is None else round(queue.empty_seconds, 1),
-    }
+_QUEUE_PUT = QueuePut()
+
+
+def load_concurrency(body: bytes | bytearray) -> int | None:
+    """Returns the limit of a queue. Raises Problem, as `load` does."""
+    concurrency: int | None = load(_QUEUE_PUT, body)["concurrency"]
+    return concurrency

@@ -1,20 +1,20 @@
-"""The shapes of schedules: what comes in and what goes out."""
+"""The shapes of schedules that come in."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 import orjson
 from marshmallow import ValidationError, fields, post_load, validates
-from marshmallow.validate import Length, Range, Regexp
+from marshmallow.validate import Length, Range
 
 from tasksvc.domain import cron
 from tasksvc.domain.errors import InvalidCron
-from tasksvc.domain.schedule import Missed, Schedule, ScheduleOrder
+from tasksvc.domain.schedule import Missed, ScheduleOrder
+from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.fields import Digits, Shape, Truth
-from tasksvc.web.schemas.moments import shown_moment
+from tasksvc.web.schemas.names import is_name
 from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder
 
 _MAX_CONTENT_BYTES = 16_384
@@ -23,11 +23,6 @@ _MAX_CONTENT_BYTES = 16_384
 _MAX_PAGE = 100
 
 _MAX_CRON_LENGTH = 200
-
-SCHEDULE_NAME = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,100}\Z")
-"""`.` and `..` never arrive: clients take them out of a path."""
-
-SCHEDULE_NAME_RULE = "Must be 1 to 100 of A-Z, a-z, 0-9, dot, underline and hyphen."
 
 _MOMENTS = ("run_at", "delay_seconds", "expires_at")
 
@@ -78,18 +73,16 @@ class ScheduleSearch(Shape):
     """The query of `GET /schedules`."""
 
     limit = Digits(load_default=_MAX_PAGE, validate=Range(1, _MAX_PAGE))
-    after = fields.String(validate=Regexp(SCHEDULE_NAME, error=SCHEDULE_NAME_RULE))
+    after = fields.String(validate=is_name)
 
 
-def dump_schedule(schedule: Schedule) -> bytes:
-    """Returns the schedule as JSON."""
-    document = schedule._asdict()
-    document["task"] = orjson.Fragment(schedule.task)
-    for name in ("created_at", "updated_at", "next_run_at", "last_run_at"):
-        if document[name] is not None:
-            document[name] = shown_moment(document[name])
-    document["is_paused"] = schedule.is_paused
-    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
+_SCHEDULE_PUT = SchedulePut()
+
+
+def load_schedule(body: bytes | bytearray) -> ScheduleOrder:
+    """Returns the schedule that a client wants. Raises Problem, as `load` does."""
+    order: ScheduleOrder = load(_SCHEDULE_PUT, body)
+    return order
 
 
 def _document(order: TaskOrder) -> str:

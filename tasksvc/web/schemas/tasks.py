@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import msgspec
-import orjson
 from aiohttp import web
-from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
-from marshmallow.validate import Length, Range, Regexp
+from marshmallow import ValidationError, fields, post_load, validates_schema
+from marshmallow.validate import Length, Range
 
-from tasksvc.domain.errors import TaskNotFound
 from tasksvc.domain.seconds import MAX_SECONDS
 from tasksvc.domain.task import NO_OPTIONS, Filter, Options, Priority, Status
-from tasksvc.web.problems import bad_json, wrong_shape
+from tasksvc.web.problems import wrong_shape
 from tasksvc.web.queries import load_query
+from tasksvc.web.schemas.documents import load, read_document
 from tasksvc.web.schemas.errors import named_errors
 from tasksvc.web.schemas.fields import Digits, Moment, Number, Shape, Truth
 from tasksvc.web.schemas.moments import read_moment
+from tasksvc.web.schemas.names import is_name
 from tasksvc.web.schemas.quick_reader import Reader, without_nul
 
 MAX_TASKS = 1000
 """In one `POST /tasks`, and in one step of a cancel or a retry by filter."""
 MAX_PAGE = 100
 """Tasks in one answer to `GET /tasks`: each may be as large as a request may be."""
-
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
-QUEUE_NAME_RULE = "Must be 1 to 100 of A-Z, a-z, 0-9, dot, underline and hyphen, the first no dot."
-
-_HEX = "[0-9a-fA-F]"
-_UUID = re.compile(f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}")
 
 
 class TaskCreate(Shape):
@@ -46,7 +39,7 @@ class TaskCreate(Shape):
     run_at = Moment()
     expires_at = Moment()
     priority = fields.Enum(Priority, by_value=True)
-    queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
+    queue = fields.String(validate=is_name)
     unique_key = fields.String(validate=[Length(1, 255), without_nul])
     retry_base_seconds = Number(validate=Range(0, MAX_SECONDS))
     retry_max_seconds = Number(validate=Range(0, MAX_SECONDS))
@@ -73,7 +66,7 @@ class TaskFilter(Shape):
 
     status = fields.Enum(Status, by_value=True)
     kind = fields.String(validate=[Length(1, 100), without_nul])
-    queue = fields.String(validate=Regexp(QUEUE_NAME, error=QUEUE_NAME_RULE))
+    queue = fields.String(validate=is_name)
     created_after = Moment()
     created_before = Moment()
 
@@ -157,15 +150,6 @@ def _filter(status: Status | None = None, **others: Any) -> Filter:
     return Filter(() if status is None else (status,), **others)
 
 
-def load(schema: Schema, body: bytes | bytearray) -> Any:
-    """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
-    document = _document(body)
-    try:
-        return schema.load(document)
-    except ValidationError as error:
-        raise wrong_shape(named_errors(document, error.messages)) from None
-
-
 def load_task_create(body: bytes | bytearray) -> TaskOrder:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     order = quick_order(body)
@@ -178,20 +162,12 @@ def try_task_create(body: bytes, pointer: str) -> TaskOrder | list[dict[str, str
     """The order, or what is wrong, below a pointer. Raises Problem, 400, for what is not JSON."""
     order = quick_order(body)
     if order is None:
-        document = _document(body)
+        document = read_document(body)
         try:
             order = _TASK_CREATE.load(document)
         except ValidationError as error:
             return named_errors(document, error.messages, pointer)
     return order
-
-
-def _document(body: bytes | bytearray) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # One type for all: syntax, bad UTF-8, a lone surrogate, NaN, nesting too deep.
-        raise bad_json() from None
 
 
 def quick_order(body: bytes | bytearray) -> TaskOrder | None:
@@ -223,10 +199,3 @@ def _is_sound(options: Options) -> bool:
     starts_once = options.run_at is None or options.delay_seconds is None
     base, most = options.retry_base_seconds, options.retry_max_seconds
     return starts_once and (base is None or base <= (MAX_SECONDS if most is None else most))
-
-
-def load_task_id(text: str) -> str:
-    """The id as the store knows it. Raises TaskNotFound: what is not a UUID is no task's id."""
-    if not _UUID.fullmatch(text):
-        raise TaskNotFound
-    return text.lower()

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
-import orjson
+import msgspec
 from aiohttp import hdrs, web
 
 from tasksvc import logs
 from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import HEALTH, METRICS, SERVICE
+from tasksvc.web.schemas.shapes import Health
+
+_encode = msgspec.json.Encoder().encode
 
 
 async def health(request: web.Request) -> Answer:
     """Whether it can serve, and what is wrong."""
     checks = request.app[HEALTH]
-    document: dict[str, Any] = {"status": "ok"}
-    if degraded := checks.degraded():
-        document["degraded"] = degraded
-    if problems := await checks.problems():
-        document = {**document, "status": "unavailable", "problems": problems}
-        return Answer(orjson.dumps(document), status=HTTPStatus.SERVICE_UNAVAILABLE)
-    return Answer(orjson.dumps(document))
+    degraded, problems = checks.degraded(), await checks.problems()
+    if problems:
+        return _health(Health("unavailable", degraded, problems))
+    return _health(Health("ok", degraded))
 
 
 async def health_live(request: web.Request) -> Answer:
@@ -44,6 +43,9 @@ async def metrics(request: web.Request) -> Answer:
 
 
 def _yes_or_no(is_so: bool) -> Answer:
-    if is_so:
-        return Answer(b'{"status":"ok"}')
-    return Answer(b'{"status":"unavailable"}', status=HTTPStatus.SERVICE_UNAVAILABLE)
+    return _health(Health("ok" if is_so else "unavailable"))
+
+
+def _health(health: Health) -> Answer:
+    status = HTTPStatus.OK if health.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(_encode(health), status=status)

@@ -3,75 +3,58 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
-import orjson
 from aiohttp import hdrs, web
 
 from tasksvc.domain.errors import QueueNotFound
-from tasksvc.domain.queue import Queue
 from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import QUEUES
 from tasksvc.web.bodies import read_json
-from tasksvc.web.problems import wrong_shape
-from tasksvc.web.queries import check_no_query, load_query, next_link
-from tasksvc.web.schemas.queues import QueuePut, QueueSearch, show_queue
-from tasksvc.web.schemas.tasks import QUEUE_NAME, QUEUE_NAME_RULE, load
+from tasksvc.web.queries import check_no_query
+from tasksvc.web.schemas.dumps import dump_queue
+from tasksvc.web.schemas.names import load_name, load_new_name
+from tasksvc.web.schemas.queues import QueueSearch, load_concurrency
+from tasksvc.web.schemas.shapes import Queues
+from tasksvc.web.views.pages import answer_page
 
-_QUEUE_PUT = QueuePut()
 _QUEUE_SEARCH = QueueSearch()
 
 
 async def put_queue(request: web.Request) -> Answer:
-    name = request.match_info["name"]
-    if not QUEUE_NAME.match(name):
-        raise wrong_shape([{"pointer": "/name", "detail": QUEUE_NAME_RULE}])
-    concurrency = load(_QUEUE_PUT, await read_json(request))["concurrency"]
+    name = load_new_name(request.match_info["name"])
+    concurrency = load_concurrency(await read_json(request))
     queue, is_new = await request.app[QUEUES].put(name, concurrency)
     if not is_new:
-        return _answer(queue)
+        return Answer(dump_queue(queue))
     headers: dict[str, str] = {hdrs.LOCATION: f"/queues/{name}"}
-    return Answer(orjson.dumps(show_queue(queue)), status=HTTPStatus.CREATED, headers=headers)
+    return Answer(dump_queue(queue), status=HTTPStatus.CREATED, headers=headers)
 
 
 async def get_queue(request: web.Request) -> Answer:
     check_no_query(request)
-    return _answer(await request.app[QUEUES].get(_name(request)))
+    return Answer(dump_queue(await request.app[QUEUES].get(_name(request))))
 
 
 async def find_queues(request: web.Request) -> Answer:
-    """A page of them, in the order of their names."""
-    search = load_query(_QUEUE_SEARCH, request)
-    limit = search["limit"]
-    queues = await request.app[QUEUES].find(search.get("after", ""), limit + 1)
-    page = queues[:limit]
-    document: dict[str, Any] = {"queues": [show_queue(queue) for queue in page]}
-    headers = next_link(request, after=page[-1].name) if len(queues) > limit else {}
-    return Answer(orjson.dumps(document), headers=headers)
+    find = request.app[QUEUES].find
+    return await answer_page(request, _QUEUE_SEARCH, find, Queues, dump_queue)
 
 
 async def pause_queue(request: web.Request) -> Answer:
-    """None of its tasks starts any more."""
-    return _answer(await request.app[QUEUES].pause(_name(request), is_paused=True))
+    queue = await request.app[QUEUES].pause(_name(request), is_paused=True)
+    return Answer(dump_queue(queue))
 
 
 async def resume_queue(request: web.Request) -> Answer:
-    return _answer(await request.app[QUEUES].pause(_name(request), is_paused=False))
+    queue = await request.app[QUEUES].pause(_name(request), is_paused=False)
+    return Answer(dump_queue(queue))
 
 
 async def delete_queue(request: web.Request) -> Answer:
-    """Takes away a queue without live tasks."""
+    """Deletes a queue without live tasks."""
     await request.app[QUEUES].delete(_name(request))
     return Answer(b"", status=HTTPStatus.NO_CONTENT)
 
 
 def _name(request: web.Request) -> str:
-    """Raises QueueNotFound: what is no name is no queue's."""
-    name = request.match_info["name"]
-    if not QUEUE_NAME.match(name):
-        raise QueueNotFound
-    return name
-
-
-def _answer(queue: Queue) -> Answer:
-    return Answer(orjson.dumps(show_queue(queue)))
+    return load_name(request.match_info["name"], QueueNotFound)

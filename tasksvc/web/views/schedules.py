@@ -7,31 +7,23 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 
 from tasksvc.domain.errors import ScheduleNotFound, UnknownKind
-from tasksvc.domain.schedule import ScheduleOrder
-from tasksvc.web.answers import NO_CONTENT, Answer
+from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import SCHEDULES
 from tasksvc.web.bodies import read_json
 from tasksvc.web.problems import wrong_shape
-from tasksvc.web.queries import check_no_query, load_query, next_link
-from tasksvc.web.schemas.dumps import dump_list
-from tasksvc.web.schemas.schedules import (
-    SCHEDULE_NAME,
-    SCHEDULE_NAME_RULE,
-    SchedulePut,
-    ScheduleSearch,
-    dump_schedule,
-)
-from tasksvc.web.schemas.tasks import load
+from tasksvc.web.queries import check_no_query
+from tasksvc.web.schemas.dumps import dump_schedule
+from tasksvc.web.schemas.names import load_name, load_new_name
+from tasksvc.web.schemas.schedules import ScheduleSearch, load_schedule
+from tasksvc.web.schemas.shapes import Schedules
+from tasksvc.web.views.pages import answer_page
 
-_SCHEDULE_PUT = SchedulePut()
 _SCHEDULE_SEARCH = ScheduleSearch()
 
 
 async def put_schedule(request: web.Request) -> Answer:
-    name = request.match_info["name"]
-    if not SCHEDULE_NAME.match(name):
-        raise wrong_shape([{"pointer": "/name", "detail": SCHEDULE_NAME_RULE}])
-    order: ScheduleOrder = load(_SCHEDULE_PUT, await read_json(request))
+    name = load_new_name(request.match_info["name"])
+    order = load_schedule(await read_json(request))
     try:
         schedule, is_new = await request.app[SCHEDULES].put(name, order)
     except UnknownKind as error:
@@ -48,23 +40,14 @@ async def get_schedule(request: web.Request) -> Answer:
 
 
 async def find_schedules(request: web.Request) -> Answer:
-    """A page of them, in the order of their names."""
-    search = load_query(_SCHEDULE_SEARCH, request)
-    limit = search["limit"]
-    schedules = await request.app[SCHEDULES].find(search.get("after", ""), limit + 1)
-    page = schedules[:limit]
-    headers = next_link(request, after=page[-1].name) if len(schedules) > limit else {}
-    return Answer(await dump_list("schedules", page, dump_schedule), headers=headers)
+    find = request.app[SCHEDULES].find
+    return await answer_page(request, _SCHEDULE_SEARCH, find, Schedules, dump_schedule)
 
 
 async def delete_schedule(request: web.Request) -> Answer:
     await request.app[SCHEDULES].delete(_name(request))
-    return Answer(b"", status=NO_CONTENT)
+    return Answer(b"", status=HTTPStatus.NO_CONTENT)
 
 
 def _name(request: web.Request) -> str:
-    """Raises ScheduleNotFound: what is no name is no schedule's."""
-    name = request.match_info["name"]
-    if not SCHEDULE_NAME.match(name):
-        raise ScheduleNotFound
-    return name
+    return load_name(request.match_info["name"], ScheduleNotFound)

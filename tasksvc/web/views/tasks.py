@@ -23,7 +23,9 @@ from tasksvc.web.queries import check_no_query, next_link
 from tasksvc.web.schemas.batches import load_tasks_create
 from tasksvc.web.schemas.cursors import Cursors
 from tasksvc.web.schemas.dumps import dump_attempts, dump_step, dump_task, dump_tasks, fitting
-from tasksvc.web.schemas.tasks import load_search, load_step, load_task_create, load_task_id
+from tasksvc.web.schemas.names import load_task_id
+from tasksvc.web.schemas.shapes import CanceledTasks, RetriedTasks
+from tasksvc.web.schemas.tasks import load_search, load_step, load_task_create
 from tasksvc.web.wanted import while_wanted
 
 log = structlog.get_logger(__name__)
@@ -74,20 +76,20 @@ async def create_task(request: web.Request) -> Answer:
 async def get_task(request: web.Request) -> Answer:
     request.app[METRICS].task_get_requests.add()
     check_no_query(request)
-    task = await request.app[SERVICE].get(load_task_id(request.match_info["task_id"]))
+    task = await request.app[SERVICE].get(_task_id(request))
     return Answer(dump_task(task))
 
 
 async def get_attempts(request: web.Request) -> Answer:
     """The history of a task."""
     check_no_query(request)
-    id = load_task_id(request.match_info["task_id"])
-    return Answer(await dump_attempts(await request.app[SERVICE].get_attempts(id)))
+    attempts = await request.app[SERVICE].get_attempts(_task_id(request))
+    return Answer(await dump_attempts(attempts))
 
 
 async def cancel_task(request: web.Request) -> Answer:
     with _canceling(request):
-        task = await request.app[SERVICE].cancel(load_task_id(request.match_info["task_id"]))
+        task = await request.app[SERVICE].cancel(_task_id(request))
     request.app[METRICS].task_cancel_successes.add()
     if _is_logged(logging.DEBUG):
         log.debug("Canceled", action="canceled", task_id=task.id)
@@ -96,7 +98,7 @@ async def cancel_task(request: web.Request) -> Answer:
 
 async def retry_task(request: web.Request) -> Answer:
     with _creating(request):
-        task = await request.app[SERVICE].retry(load_task_id(request.match_info["task_id"]))
+        task = await request.app[SERVICE].retry(_task_id(request))
     request.app[METRICS].task_create_successes.add()
     return Answer(dump_task(task), status=201, headers={hdrs.LOCATION: f"/task/{task.id}"})
 
@@ -141,14 +143,14 @@ async def cancel_tasks(request: web.Request) -> Answer:
     """A step of those that pass a filter."""
     service, successes = request.app[SERVICE], request.app[METRICS].task_cancel_successes
     with _canceling(request):
-        return await _step(request, LIVE, service.cancel_many, "canceled", successes)
+        return await _step(request, LIVE, service.cancel_many, CanceledTasks, successes)
 
 
 async def retry_tasks(request: web.Request) -> Answer:
     """A step of those that pass a filter."""
     service, successes = request.app[SERVICE], request.app[METRICS].task_create_successes
     with _creating(request):
-        return await _step(request, FINAL, service.retry_many, "retried", successes)
+        return await _step(request, FINAL, service.retry_many, RetriedTasks, successes)
 
 
 @contextmanager
@@ -182,7 +184,7 @@ async def _step(
     request: web.Request,
     statuses: Collection[Status],
     change: Callable[..., Awaitable[Step]],
-    done: str,
+    shape: type[CanceledTasks] | type[RetriedTasks],
     successes: Count,
 ) -> Answer:
     """Changes a step of the tasks, or only tells which it would."""
@@ -195,7 +197,11 @@ async def _step(
     cursor = None
     if step.next_before is not None:
         cursor = cursors.dump(order.filter, step.next_before)
-    return Answer(dump_step(step, cursor, done))
+    return Answer(dump_step(step, cursor, shape))
+
+
+def _task_id(request: web.Request) -> str:
+    return load_task_id(request.match_info["task_id"])
 
 
 async def _cursors(request: web.Request) -> Cursors:
