@@ -418,7 +418,7 @@ def _duties(
 
 
 async def _until_migrated(database: Database) -> None:
-    """Waits for PostgreSQL as long as it takes: whoever starts both need not mind the order.
+    """Waits for PostgreSQL as long as it takes: start order does not matter.
 
     Raises StoreRefuses and MigrationFailed: to wait would not help.
     """
@@ -433,7 +433,7 @@ async def _until_migrated(database: Database) -> None:
             if time.monotonic() - said_at >= _SAYS_EVERY_SECONDS:
                 said_at = time.monotonic()
                 reason = getattr(error, "reason", None)
-                log.warning("Waits for PostgreSQL", action="waits_for_postgres", reason=reason)
+                log.warning("Waiting for PostgreSQL", action="waits_for_postgres", reason=reason)
             await asyncio.sleep(random.uniform(0.5, 1.0))
 
 
@@ -441,4 +441,4 @@ async def _open(stream: TaskStream) -> None:
     try:
         await stream.open()
     except StreamUnavailable:
-        log.warning("Starts without Redis", action="starts_without_redis")
+        log.warning("Starting without Redis", action="starts_without_redis")

@@ -64,8 +64,8 @@ class Background:
         return [loop.name for loop in self._loops() if loop.is_stalled]
 
     def failing(self) -> list[str]:
-        """The names of loops that come round and get nothing done: those that fail by an error
-        that nobody expects, and those that cannot write what has ended."""
+        """The names of loops that come round and get nothing done: those that fail by an unexpected
+        error, and those that cannot write what has ended."""
         finishing = {consumer.finishing for consumer in self._consumers}
         return [
             loop.name

@@ -1,4 +1,4 @@
-"""The shape of all that runs for ever: a step, a pause, and somebody who notices its death."""
+"""The loop of everything that runs for ever: a step, a pause, and a restart should it die."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Step(Protocol):
 class WakeUp:
     """Ends the pause of a loop: at once, or after some seconds.
 
-    It is made before the loop, for those whom the loop needs and who have to wake it.
+    It is made before the loop, for the objects that have to wake the loop and that the loop needs.
     """
 
     def __init__(self, within_seconds: float = inf) -> None:
@@ -89,10 +89,10 @@ class WakeUp:
 
 
 class Loop:
-    """Repeats a step until it is told to stop.
+    """Repeats a step until it is asked to stop.
 
     It survives whatever the step raises, with backoff and jitter, and starts again should it end: a
-    CancelledError that nobody of us sent is a fault like any other.
+    CancelledError that this service did not send is a fault like any other.
     """
 
     def __init__(self, step: Step, wake_up: WakeUp | None = None) -> None:
@@ -119,7 +119,7 @@ class Loop:
 
     @property
     def is_failing(self) -> bool:
-        """Its steps have failed for some time by an error that nobody expects."""
+        """Its steps have failed for some time by an unexpected error."""
         return self._is_unexpected and self.failing_seconds > _FAILING_AFTER_SECONDS
 
     @property
@@ -176,11 +176,16 @@ class Loop:
         try:
             done = await self._step.run_once()
         except Unavailable as error:
-            # Whoever noticed has said so; here it's only a reason to wait.
-            log.debug("Waits", action="loop_waits", loop=self.name, reason=type(error).__name__)
+            # The first to notice has logged it; here it's only a reason to wait.
+            log.debug(
+                "Dependency unavailable, backing off",
+                action="loop_waits",
+                loop=self.name,
+                reason=type(error).__name__,
+            )
         except Exception:
             is_unexpected = True
-            log.exception("Step failed", action="loop_failed", loop=self.name)
+            log.exception("Loop step failed", action="loop_failed", loop=self.name)
         else:
             self._failures = 0
             if done:
@@ -203,7 +208,7 @@ class Loop:
         if self._is_stopping:
             return
         error = None if task.cancelled() else task.exception()
-        log.error("Ended, starts again", action="loop_ended", loop=self.name, exc_info=error)
+        log.error("Loop died, restarting", action="loop_ended", loop=self.name, exc_info=error)
         asyncio.get_running_loop().call_later(_FIRST_BACKOFF_SECONDS, self._start_again)
 
     def _start_again(self) -> None:

@@ -157,9 +157,7 @@ class Metrics:
         self._oldest_pending_age_seconds = self._gauge(
             "tasksvc_oldest_pending_age_seconds", "Age of the oldest task that could be claimed"
         )
-        self._queues_paused = self._gauge(
-            "tasksvc_queues_paused", "Queues none of whose tasks starts"
-        )
+        self._queues_paused = self._gauge("tasksvc_queues_paused", "Queues that are paused")
         self.tasks_republished = self._count(
             "tasksvc_tasks_republished_total", "Tasks that the relay put into the stream"
         )
@@ -190,7 +188,7 @@ class Metrics:
             "tasksvc_stream_pending", "Entries of the stream that a consumer has in hand"
         )
 
-        # The house.
+        # Process and HTTP.
         self._http_seconds = self._distribution(
             "tasksvc_http_request_seconds", "Seconds to answer a request", _HTTP_SECONDS
         )
@@ -255,7 +253,7 @@ class Metrics:
 
     def set_store(self, measures: tuple[Mapping[str, int], float, int] | None) -> None:
         """Tasks by status, the age of the oldest that waits, and how many queues are paused; None
-        while nobody can say."""
+        while it is unknown."""
         self._postgres_up.set(_NONE, int(measures is not None))
         self._task_status.values.clear()
         self._oldest_pending_age_seconds.values.clear()
@@ -268,7 +266,7 @@ class Metrics:
             self._queues_paused.set(_NONE, paused_queues)
 
     def set_stream(self, measures: tuple[int, int] | None) -> None:
-        """Entries in the stream, and those in hand; None while nobody can say."""
+        """Entries in the stream, and those in hand; None while it is unknown."""
         self._redis_up.set(_NONE, int(measures is not None))
         self._stream_depth.values.clear()
         self._stream_pending.values.clear()

@@ -13,7 +13,7 @@ from tasksvc.domain.task import Claim
 
 
 class StopReason(Enum):
-    """Why a handler is told to stop."""
+    """Why a handler is asked to stop."""
 
     LOST = "lost"
     """The task is this worker's no longer: canceled, or rescued. Its result is not wanted."""

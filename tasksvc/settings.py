@@ -148,7 +148,7 @@ def _read(env: _NotingEnv) -> dict[str, Any]:
     database_url, database_schema = _database_url(env.str("DATABASE_URL", ""))
     lease = env.float("TASKSVC_LEASE_SECONDS", 10.0, validate=positive)
     return {
-        # The house.
+        # Process and HTTP.
         "app_env": env.str("APP_ENV", "dev"),
         "log_level": env.str("LOG_LEVEL", "debug", validate=_one_of(*LOG_LEVELS)).lower(),
         "log_file_path": Path(env.str("LOG_FILE_PATH", "logs/app.log", validate=Length(min=1))),

@@ -218,7 +218,7 @@ os.register_at_fork(
 
 
 def _say(text: str) -> None:
-    """Writes to the terminal, unless nobody reads there."""
+    """Writes to the terminal, unless it has no reader."""
     with suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, text.encode())

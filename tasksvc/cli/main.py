@@ -102,7 +102,7 @@ def migrate_schema() -> None:
 
 @main.command()
 def health() -> None:
-    """Ask the service that runs here for its health; the exit code tells."""
+    """Ask the service that runs here for its health; and report it by the exit code."""
     settings = _settings()
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
     # Not urllib.request: it would go through a proxy that the environment names.

@@ -157,11 +157,12 @@ def _give_memory_back() -> None:
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody was there to catch. Of a driver's error only the kind: its text may hold SQL."""
+    """Logs an error that no code caught. Of a driver's error it logs the type alone: the text may
+    hold SQL."""
     error = context.get("exception")
     is_drivers = type(error).__module__.startswith(("psycopg2", "redis"))
     log.warning(
-        "Nobody caught an error",
+        "Unhandled exception in the event loop",
         action="uncaught",
         error=type(error).__name__,
         exc_info=None if is_drivers else error,

@@ -105,7 +105,7 @@ class Consumer:
 
     @property
     def _spare(self) -> int:
-        """Free places beside those for what the read that is under way may bring."""
+        """Returns the free places, less those for the tasks that the pending read may bring."""
         given = self._stream.waiting.get(self._number)
         return self.places.free - (self._at_once if given is None else given)
 
@@ -269,7 +269,7 @@ class Consumer:
         self._telling = None
 
     async def _keep_entries(self, entries: Sequence[Entry], runs: Mapping[str, Run]) -> None:
-        late = []  # nobody is there any more to acknowledge it
+        late = []  # the run that would acknowledge it is over
         for entry, id in entries:
             run = runs.get(id or "")
             if run is None:
@@ -404,7 +404,7 @@ class _Finisher:
         try:
             left = await self._consumer.finish(ended)
         except BaseException:
-            # The results are kept and tried again. Nobody else can have the tasks meanwhile.
+            # The results are kept and tried again. No other worker can have the tasks meanwhile.
             self.ended = ended + self.ended
             raise
         await self._consumer.acknowledge(ended)

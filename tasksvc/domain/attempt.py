@@ -1,4 +1,4 @@
-"""The runs of a task, as its history tells of them."""
+"""The runs of a task, as its history shows them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttemptOutcome(StrEnum):
     """The task was canceled while it ran."""
 
     RELEASED = "released"
-    """Its worker stopped and handed the task back; nobody is charged."""
+    """Its worker stopped and released the task without a charge."""
 
     LOST = "lost"
     """Its worker stopped answering."""

@@ -83,7 +83,7 @@ class TooManySchedules(TaskServiceError):
 
 
 class InvalidCron(TaskServiceError):
-    """Must be a cron expression of five fields that comes some day."""
+    """Must be a five-field cron expression that matches at least one date."""
 
 
 class UniqueKeyTaken(TaskServiceError):
@@ -139,4 +139,4 @@ class Overloaded(Unavailable):
 
 
 class LeaseLost(Unavailable):
-    """This worker was declared dead; it has to register anew."""
+    """This worker was declared dead; it has to register again."""

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Queue(NamedTuple):
-    """A queue as its operators see it. Tasks without a queue are in none of them."""
+    """A queue as its operators see it. Tasks without a queue count in no queue."""
 
     name: str
     concurrency: int | None
     """How many of its tasks run at a time, over all processes; None is any number."""
     is_paused: bool
-    """None of its tasks starts. What runs goes on."""
+    """Its tasks don't start. Those that run go on."""
     pending: int
     processing: int
     oldest_seconds: float

@@ -94,7 +94,7 @@ class RaisedElsewhere(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> RaisedElsewhere:
-        """What another process is told of an error. Raises nothing."""
+        """Returns an error for another process. Raises nothing."""
         without_frames_of_the_service(error)
         error, verdict = _judged(error)
         return cls(_name(error), _message(error), trace(error), verdict)
@@ -207,7 +207,7 @@ def _is_a(error: BaseException, *classes: type[BaseException]) -> bool:
 
 def _judged(error: BaseException) -> tuple[BaseException, Verdict]:
     """The error with what it says about another attempt. One that says it wrong is replaced by an
-    error that tells so."""
+    error that says so."""
     if _is_a(error, RaisedElsewhere):
         return error, error.verdict  # type: ignore[attr-defined]
     try:
@@ -296,7 +296,7 @@ def _text(error: BaseException) -> str:
     try:
         return str.__getitem__(str(error), slice(MESSAGE_LENGTH))
     except BaseException:
-        return "This error can't say what it is."
+        return "The exception could not be converted to text."
 
 
 def _fitting(text: str) -> bytes:

@@ -10,7 +10,7 @@ from tasksvc.domain.task import NewTask
 
 
 class Missed(StrEnum):
-    """What becomes of the moments at which nobody was there. The database knows the same words."""
+    """What becomes of the moments that were missed. The database knows the same words."""
 
     SKIP = "skip"
     """Nothing, once they are more than a minute old."""

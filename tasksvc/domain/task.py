@@ -32,7 +32,7 @@ class Status(StrEnum):
     """Its attempts are spent. Final."""
 
     CANCELED = "canceled"
-    """Somebody stopped it, before or while it ran. Final."""
+    """A client stopped it, before or while it ran. Final."""
 
 
 LIVE = (Status.PENDING, Status.PROCESSING)
@@ -105,7 +105,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a client may ask for beside the content; None is the default. What comes new stands at
+    """The options of a create; None is the default. What comes new stands at
     the end: fingerprints are made in this order."""
 
     kind: str | None = None
@@ -145,7 +145,7 @@ class NewTask(NamedTuple):
     max_attempts: int
     traceparent: str | None
     is_published: bool
-    """The stream is open and will be told. False leaves the publication to the relay."""
+    """The service publishes it at once. False leaves the publication to the relay."""
     options: Options = NO_OPTIONS
     key: str | None = None
     """The client's idempotency key: of all creates with it, the first makes a task."""
@@ -208,7 +208,7 @@ class Step(NamedTuple):
     matched: int
     """How many of those that were looked at pass the filter."""
     ids: list[str]
-    """To whom it was done."""
+    """The tasks that were changed."""
     next_before: str | None
     """What to go on before; None when all have been looked at."""
 

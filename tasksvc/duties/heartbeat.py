@@ -23,6 +23,6 @@ class Heartbeat:
                 await self._worker.renew_lease()
                 return 0
         except LeaseLost:
-            log.warning("Declared dead, registers anew", action="lease_lost")
+            log.warning("Worker was declared dead, registering again", action="lease_lost")
         await self._worker.register()
         return 0

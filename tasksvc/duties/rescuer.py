@@ -18,7 +18,7 @@ class Rescuer:
 
     async def run_once(self) -> int:
         next_seconds = await self._rescue.run()
-        # Nobody can be dead before the first lease runs out; who comes later has a whole lease.
+        # No worker can be dead before the first lease runs out; a later one has a whole lease.
         self.pause_seconds = min(
             self._lease_seconds,
             self._lease_seconds if next_seconds is None else max(0.0, next_seconds) + _LATE_SECONDS,

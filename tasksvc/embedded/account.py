@@ -1,7 +1,7 @@
-"""Whom a server runs as.
+"""Chooses the user that a server runs as.
 
 PostgreSQL refuses root, and Redis needs nothing of what root may. So root starts them as another
-user, who may not be allowed into the folders that root works in.
+user, which may have no access to the folders that root works in.
 """
 
 import os
@@ -17,7 +17,7 @@ _NAMES = ("postgres", "nobody")
 
 @dataclass(frozen=True)
 class Account:
-    """The user a server runs as. `switch` is false when that is who we are already."""
+    """The user a server runs as. `switch` is false when this process runs as that user already."""
 
     uid: int
     gid: int
@@ -87,7 +87,7 @@ class Doors:
             return str(path)
         if sys.platform != "linux":
             raise EmbeddedError(
-                f"User {self._account.uid}, who runs the server for root, cannot reach {path}:"
+                f"User {self._account.uid}, which runs the server for root, cannot reach {path}:"
                 " choose a state folder elsewhere, or start tasksvc as an ordinary user"
             )
         self.descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

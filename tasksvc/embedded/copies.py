@@ -12,7 +12,7 @@ from tasksvc.embedded.binaries import PostgresPrograms
 from tasksvc.embedded.errors import EmbeddedError
 from tasksvc.embedded.process import environment
 
-#: For when the state folder is out of reach too. Only root, who alone gets here, writes there.
+#: For when the state folder is out of reach too. Only root gets here and writes there.
 _CACHE = Path("/var/cache/tasksvc")
 _PROBE_SECONDS = 20.0
 #: Half of the wheel's files, and no server reads them.
@@ -104,7 +104,7 @@ def _copy(parcel: tuple[Path, ...], place: Path) -> None:
         folder.chmod(0o755)
     try:
         unfinished.rename(place)
-    except OSError:  # somebody else was quicker
+    except OSError:  # another process was quicker
         shutil.rmtree(unfinished)
 
 

@@ -1,6 +1,6 @@
 """The state folder, and files in it.
 
-Root may start the servers in a folder where other users may write. So nothing that somebody else
+Root may start the servers in a folder where other users may write. So nothing that another user
 could have put there is followed, opened, emptied or given away.
 """
 
@@ -75,7 +75,7 @@ class StateFolder:
             raise _refuse(self.path, f"belongs to user {status.st_uid}")
         if status.st_mode & _OTHERS_MAY_WRITE:
             raise EmbeddedError(
-                f"{self.path} can be written by other users, who could put links into it:"
+                f"{self.path} can be written by other users, which could put links into it:"
                 f" chmod go-w {self.path}, or choose another folder (TASKSVC_STATE_DIR)"
             )
         with os.scandir(descriptor) as entries:

@@ -1,4 +1,4 @@
-"""Who owns a server, and whether anything of it is still alive."""
+"""Shows which process owns a server, and whether any of its processes lives."""
 
 import fcntl
 import os
@@ -42,7 +42,7 @@ class OwnerLock:
 
 
 class Lifeline:
-    """A lock that a server and all it forks inherit: free means that none of them is left.
+    """A lock that a server and all it forks inherit: free means that all of them have ended.
 
     It asks for no rights over other processes, does not count zombies, and speaks for a
     postmaster's children as well as for the postmaster. The file also notes the server's
@@ -56,7 +56,7 @@ class Lifeline:
 
     def seize(self, patience_seconds: float = 0.0) -> bool:
         """Take the lock once the last one of the family has gone."""
-        # Opened anew each time: a lock belongs to the opening, and the family has the old one.
+        # Opened again each time: a lock belongs to the opening, and the family has the old one.
         descriptor = self._folder.open(self.path.name, os.O_RDWR)
         deadline = time.monotonic() + patience_seconds
         while not _try_lock(descriptor):
@@ -68,7 +68,7 @@ class Lifeline:
         return True
 
     def let_go(self) -> None:
-        """Leave the lock to those who inherited it."""
+        """Leaves the lock to the processes that inherited it."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
@@ -77,7 +77,7 @@ class Lifeline:
         self._folder.write(self.path.name, f"{pid} {birth_of(pid)}\n")
 
     def noted(self) -> int | None:
-        """The pid in the file, whoever has it now."""
+        """Returns the pid in the file, whichever process has it now."""
         words = self._words()
         return int(words[0]) if words else None
 

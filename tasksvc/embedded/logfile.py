@@ -4,7 +4,7 @@ import os
 
 from tasksvc.embedded.folder import StateFolder
 
-#: Past this size a log begins anew at the next start.
+#: Past this size a new log begins at the next start.
 MAX_BYTES = 10 * 1024 * 1024
 _TAIL_BYTES = 4096
 _TAIL_LINES = 3
@@ -30,5 +30,5 @@ class LogFile:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._begin, end - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").split("\n")
-        told = [line.strip() for line in lines if line.strip()]
-        return " | ".join(told[-_TAIL_LINES:]) or "it said nothing"
+        said = [line.strip() for line in lines if line.strip()]
+        return " | ".join(said[-_TAIL_LINES:]) or "it said nothing"

@@ -35,7 +35,7 @@ _SETTINGS = MappingProxyType(
 
 
 class EmbeddedPostgres(Server):
-    """PostgreSQL with one superuser, `postgres`, whom the socket's private folder protects."""
+    """PostgreSQL with one superuser, `postgres`, which the socket's private folder protects."""
 
     name = "postgres"
     title = "PostgreSQL"
@@ -137,7 +137,7 @@ class EmbeddedPostgres(Server):
     def _clear_leftovers(self) -> None:
         """Remove the lock files of a server that was killed.
 
-        PostgreSQL takes its pid for alive while it is a zombie that nobody reaps, or when
+        PostgreSQL takes its pid for alive while it is a zombie that is not reaped, or when
         another process has it now. We hold the lifeline, so we know better.
         """
         for lock in (self._data / "postmaster.pid", self._sockets / f"{_SOCKET_NAME}.lock"):

@@ -84,7 +84,8 @@ def send(pid: int, *signals: signal.Signals) -> None:
 
 
 def birth_of(pid: int) -> str:
-    """When it began, which tells it from a later process with the same pid; "-" if unknown."""
+    """Returns when it began, which distinguishes it from a later process with the same pid; "-" if
+    unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -96,7 +97,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def holders_of(path: Path) -> list[int]:
-    """Who has `path` open, as far as we may see."""
+    """Returns the processes that have `path` open, as far as this user may see."""
     target = str(path.resolve())
     return [each for each in _processes() if each != os.getpid() and _has_open(each, target)]
 

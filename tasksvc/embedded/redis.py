@@ -26,8 +26,8 @@ _ANSWER_SECONDS = 0.5
 
 
 class EmbeddedRedis(Server):
-    """Redis without a password, which the socket's private folder protects: whoever may command a
-    Redis runs programs as its user. What it knows can be lost, and is kept on disk only if somebody
+    """Redis without a password, which the socket's private folder protects: every client of a
+    Redis can run programs as its user. Its data can be lost, and is kept on disk only if somebody
     wants it."""
 
     name = "redis"
@@ -45,7 +45,7 @@ class EmbeddedRedis(Server):
         persistent: bool = False,
         variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`port` is for clients that know no unix sockets, on a machine where nobody else is: it is
+        """`port` is for clients that know no unix sockets, on a machine without other users: it is
         open to all users."""
         super().__init__(state_dir, announce, _SOCKET_NAME, variables)
         self._server = server
@@ -64,7 +64,7 @@ class EmbeddedRedis(Server):
         self._url = f"unix://{quote(str(self.socket_path))}?db=0"
 
     def _command(self, account: Account, doors: Doors) -> Command:
-        # Its own folder is where it starts, and is spelled ".": whoever it runs as, that works.
+        # Its own folder is where it starts, and is spelled ".": that works for every user.
         folder = "." if self._sockets == self.home else doors.path(self._sockets)
         settings = {
             "unixsocket": shlex.quote(f"{folder}/{_SOCKET_NAME}"),

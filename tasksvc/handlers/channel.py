@@ -27,7 +27,7 @@ class MessageTooLong(ValueError):
 
 
 class BrokenMessage(Exception):
-    """What was received is no message: somebody else has written between."""
+    """The received bytes are no message: something else has written to the pipe."""
 
 
 class Sender:
@@ -47,7 +47,7 @@ class Sender:
     def send(self, *message: Any) -> None:
         """Sends one message, and waits until it fits into the connection.
 
-        Raises MessageTooLong, and OSError when nobody receives.
+        Raises MessageTooLong, and OSError when there is no receiver.
         """
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         if len(data) > MAX_BYTES:
@@ -83,7 +83,7 @@ class Receiver:
         self, connection: socket.socket, until_readable: Callable[[], Awaitable[bool]]
     ) -> None:
         """`until_readable` waits until the connection may have something to read; false when it
-        need not be waited for any more, since who sends is gone."""
+        need not be awaited any more, since the sender is gone."""
         connection.setblocking(False)
         self._connection = connection
         self._until_readable = until_readable

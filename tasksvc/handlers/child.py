@@ -20,7 +20,7 @@ from tasksvc.handlers.context import SyncContext, deadline
 from tasksvc.handlers.results import encode
 
 _HEAD_BYTES = 1_000
-"""Of a message beside its result."""
+"""Of a message in addition to its result."""
 
 
 def run(
@@ -58,8 +58,8 @@ def run(
             result = encode(result, min(max_result_bytes, MAX_BYTES - _HEAD_BYTES))
         answer: tuple[Any, ...] = ("result", result)
     except BaseException as error:
-        told = RaisedElsewhere.of(error)
-        answer = ("error", told.name, told.message, told.traceback, tuple(told.verdict))
+        raised = RaisedElsewhere.of(error)
+        answer = ("error", raised.name, raised.message, raised.traceback, tuple(raised.verdict))
     if os.getpid() != process:
         os._exit(1)  # the function has forked, and this is the other one
     with suppress(OSError):  # the service is gone
@@ -67,9 +67,9 @@ def run(
 
 
 def _end_with(connection: socket.socket, service: int) -> None:
-    """Ends this process and all that it has started, when the service is gone: nobody wants the
-    result any more. The connection alone would not tell, while a process that the service has
-    forked has its other end too."""
+    """Ends this process and all that it has started, when the service is gone: the
+    result has no reader. The connection alone would not show that, while a process that the
+    service has forked has its other end too."""
     watched: list[Any] = [connection]
     with suppress(OSError, AttributeError):  # Linux alone has it
         watched.append(os.pidfd_open(service))

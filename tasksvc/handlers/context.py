@@ -1,4 +1,4 @@
-"""What a handler is told of its task, beside the content."""
+"""What a handler receives besides the content."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class _Context:
 
 @dataclass(slots=True)
 class Context(_Context):
-    """For a handler on the event loop. That it is canceled, asyncio tells it."""
+    """For a handler on the event loop. A cancellation reaches it as asyncio's CancelledError."""
 
     _report: Callable[[float, str], Awaitable[None]] = field(repr=False)
 
     async def progress(self, fraction: float, message: str = "") -> None:
-        """Keeps how far the task has come, from 0 to 1, for whoever asks for it."""
+        """Keeps how far the task has come, from 0 to 1, for its readers."""
         await self._report(fraction, message)
 
 
@@ -62,7 +62,7 @@ class SyncContext(_Context):
     _is_canceled: Callable[[], bool] = field(repr=False)
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Keeps how far the task has come, from 0 to 1, for whoever asks for it."""
+        """Keeps how far the task has come, from 0 to 1, for its readers."""
         self._report(fraction, message)
 
     @property

@@ -153,7 +153,7 @@ class HttpDelivery:
 
     async def _connect(self, target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of its own: the other side may close one that is kept alive just when a
-        task is sent, and nobody could say whether it arrived."""
+        task is sent, and it would be unknown whether it arrived."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(
                 target.host, target.port, type=socket.SOCK_STREAM

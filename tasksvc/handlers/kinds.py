@@ -44,7 +44,7 @@ class HandlersError(Exception):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Declared:
-    """A function that `handler` was put on, with what it was told."""
+    """A function with the decorator `handler`, and the decorator's arguments."""
 
     kind: str
     function: Callable[..., Any]
@@ -141,7 +141,7 @@ def handler(
 
 
 def declared_on(function: Callable[..., Any]) -> Declared:
-    """What `handler` was told of this function.
+    """Returns the arguments of the decorator `handler`.
 
     Raises HandlersError: it was not put on it.
     """
@@ -184,9 +184,9 @@ def _import(name: str, source: str) -> Any:
     except HandlersError:
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a module does
-        told = describe(error, attempt=0)
-        reason = _CREDENTIALS.sub("://***@", " ".join(told["message"].split()))
-        raise HandlersError(f"{source} can't be imported: {told['type']}: {reason}") from error
+        said = describe(error, attempt=0)
+        reason = _CREDENTIALS.sub("://***@", " ".join(said["message"].split()))
+        raise HandlersError(f"{source} can't be imported: {said['type']}: {reason}") from error
 
 
 def _collect(found: dict[str, Declared], name: str, source: str) -> None:

@@ -56,7 +56,7 @@ class TimeLimit:
             self._timer.cancel()
         if not self._is_over:
             return
-        # Only our own cancellation is told as a time limit: one by somebody else goes on as it is,
+        # Only our own cancellation becomes TimedOut: one of another origin goes on as it is,
         # and so does what the handler raised when it was canceled.
         is_only_ours = self._task.uncancel() <= self._others
         if kind is None or (is_only_ours and issubclass(kind, asyncio.CancelledError)):

@@ -59,7 +59,7 @@ class Processes:
         self._context = multiprocessing.get_context("forkserver")
         package = getattr(sys.modules["__main__"], "__package__", None)
         self._modules = [child.__name__, _SCRIPT, *filter(None, [package])]
-        # multiprocessing keeps lists of processes that are not made for threads. Beside it, the
+        # multiprocessing keeps lists of processes that are not thread-safe. In addition, the
         # loop's own executor may be full of what handlers do.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts-processes")
 
@@ -111,7 +111,7 @@ class Processes:
                 process.start()
             except (EOFError, OSError):
                 # The server has ended, or a module can't be imported a second time. The process
-                # itself tells the reason then, if it can't import it either.
+                # itself reports the reason if it can't import it either.
                 self._context.set_forkserver_preload([child.__name__])
                 process.start()
         except Exception as error:
@@ -233,7 +233,7 @@ class _Conversation:
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
                 await self._dead.wait()
-        while self._signal(0) and time.monotonic() < until:  # noqa: ASYNC110  no event tells it
+        while self._signal(0) and time.monotonic() < until:  # noqa: ASYNC110  there is no event for it
             await asyncio.sleep(_GROUP_POLL_SECONDS)
         return time.monotonic() < until
 
@@ -269,6 +269,6 @@ async def _finished(work: Awaitable[None]) -> None:
         except asyncio.CancelledError as error:
             canceled = error
     if canceled is not None:
-        task.exception()  # nobody asks for it
+        task.exception()  # it has no reader
         raise canceled
     task.result()

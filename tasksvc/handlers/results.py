@@ -19,7 +19,7 @@ MAX_DEPTH = 200
 """Of lists and objects within each other: readers of JSON have limits of some hundreds."""
 
 MAX_DIGITS = 4300
-"""Of a whole number. Python reads no longer ones, unless it is told to.
+"""Of a whole number. Python reads no longer ones by default.
 https://docs.python.org/3/library/stdtypes.html#int-max-str-digits"""
 
 _SAFE_RECURSION = 3_000
@@ -58,7 +58,7 @@ def encode(result: Any, max_bytes: int) -> str:
     data = _encoded(result)
     if len(data) > max_bytes:
         raise _too_long(max_bytes)
-    if len(data) > MAX_DEPTH:  # a shorter one can have none of it
+    if len(data) > MAX_DEPTH:  # a shorter one can't have it
         _check(data)
     return data.decode()
 
@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
             return float.__float__(value)
         case Coroutine():
             if inspect.iscoroutine(value):
-                value.close()  # or Python warns that nobody has awaited it
+                value.close()  # or Python warns that it was never awaited
             raise TypeError("a coroutine that the handler did not await")
     # What msgspec takes as a value comes here as a key alone.
     is_key = value is None or isinstance(value, bool | tuple | bytes)

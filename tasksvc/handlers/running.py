@@ -20,7 +20,7 @@ from tasksvc.handlers.thread import ThreadRun
 
 
 class Runners:
-    """Makes handlers of declared functions, and bounds how many run at a time beside the loop."""
+    """Makes handlers of declared functions, and bounds how many run at a time outside the loop."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Runners:
         self._max_result_bytes = max_result_bytes
         self._on_thread_free: list[Callable[[], object]] = []
         self.lingering_threads = 0
-        """Threads whose run is over, which go on all the same: none of them can be stopped."""
+        """Threads whose run is over, which go on all the same: a thread can't be stopped."""
 
     def when_thread_free(self, call: Callable[[], object]) -> None:
         """Calls the function on the loop when a thread ends whose run was over before."""

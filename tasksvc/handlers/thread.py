@@ -70,7 +70,7 @@ class ThreadRun:
             error = raised
         if os.getpid() != self._process:
             os._exit(1)  # the function has forked, and this is the other one
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._end, result, error)
 
     def _end(self, result: Encoded | None, error: BaseException | None) -> None:
@@ -85,7 +85,7 @@ class ThreadRun:
 
     def _keep_progress(self, fraction: float, message: str) -> None:
         fraction, message = kept_fraction(fraction), kept_message(message)
-        if self._result.done():  # nobody asks any more, and the loop may be gone
+        if self._result.done():  # the run is over, and the loop may be gone
             return
         keeping = self._awaited(fraction, message)
         asyncio.run_coroutine_threadsafe(keeping, self._loop).result()

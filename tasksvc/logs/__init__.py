@@ -138,7 +138,7 @@ class _Places:
         self._file.put(line.file)
 
     def flush(self) -> None:
-        """Waits for the terminal, unless nobody reads it."""
+        """Waits for the terminal, unless it has no reader."""
         self._terminal.flush(_END_SECONDS)
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ def flush() -> None:
 def keep() -> None:
     """Puts the logging back where another configuration took its place: that of a module of
     handlers, or of a library that it imports. Other handlers of the root stay, unless they write
-    to the terminal: it has one form, and nobody waits for it."""
+    to the terminal: it has one form, and no caller waits for it."""
     if _current is not None and _put_in_place(_current):
         structlog.get_logger("tasksvc.logs").warning(
             "Another configuration of logging took the place of the service's, which is back",
@@ -200,7 +200,7 @@ def relay(level: int, send: Callable[[Line], None], **context: Any) -> None:
     """Logging of a process whose lines another one writes; all of them have the context."""
 
     def put(line: Line) -> None:
-        with suppress(OSError):  # nobody is there to write it
+        with suppress(OSError):  # there is no thread to write it
             send(line)
 
     _set_up(_Handler(put, context), level)

@@ -188,7 +188,7 @@ def _text(
 
 
 def use_colors() -> None:
-    """Colors the levels where standard error is a terminal that nobody asked to be plain."""
+    """Colors the levels where standard error is a terminal, unless NO_COLOR asks for plain text."""
     global _has_colors
     _shown_level.cache_clear()
     _has_colors = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ

@@ -188,14 +188,14 @@ class Terminal:
         self._waits = True
 
     def wait_for_nothing(self) -> None:
-        """Loses a line rather than wait for somebody who reads."""
+        """Drops a line rather than wait for a reader."""
         self._waits = False
 
     def write(self, lines: list[bytes]) -> int:
         """Writes what it can, and returns how many lines are lost. Raises nothing."""
         stream = sys.stderr
         if stream is None:
-            return 0  # nobody ever asked for it
+            return 0  # it was never used
         lost = 0
         for count, chunk in _chunks(lines, _PIPE_BYTES):
             try:
@@ -208,7 +208,7 @@ class Terminal:
                     if not (self._waits or _takes(descriptor)):
                         lost += count
                         continue
-                    # Not by the stream: it would keep its lock while nobody reads, and the
+                    # Not by the stream: it would keep its lock while there is no reader, and the
                     # interpreter could not end.
                     write_all(descriptor, chunk)
                 self._is_in_trouble = False

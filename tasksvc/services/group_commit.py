@@ -39,7 +39,7 @@ class _Entry(NamedTuple):
     is_one: bool = False
     """Its result is the one of its item, rather than a list."""
     is_whole: bool = False
-    """Its items are written by one statement, or none of them is."""
+    """Its items are written by one statement, or no item is."""
 
     def pieces(self) -> Sequence[Sequence[Any]]:
         """What a statement may leave out."""
@@ -132,7 +132,7 @@ class Group(Generic[Item, Result]):
         return results
 
     def _start_writer(self) -> None:
-        # An empty context: the group belongs to none of its callers.
+        # An empty context: no caller owns the group.
         self._writer = asyncio.get_running_loop().create_task(
             self._write_waiting(), name=f"group-{self._name}", context=Context()
         )
@@ -152,7 +152,7 @@ class Group(Generic[Item, Result]):
                 if group:
                     await self._commit(group)
         finally:
-            # Whoever still waits now was left by a writer that was killed.
+            # A writer that was killed has left these callers.
             _fail(group, StoreUnavailable())
 
     def _take(self) -> list[_Entry]:

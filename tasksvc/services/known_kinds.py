@@ -55,7 +55,7 @@ class Kinds:
         await self._asking.join(kind)
 
     def max_attempts(self, kind: str) -> int | None:
-        """What the kind was declared with; None for one without, or that nobody has checked."""
+        """What the kind was declared with; None if it has none, or was not checked."""
         if kind in self._own:
             return self._own[kind]
         known = self._known.get(kind)

@@ -1,7 +1,7 @@
 """Puts due tasks into the stream: those that were just created at once, and others by the relay.
 
-The store knows what is published. Where the stream does not take a task, the store is told, and the
-relay finds it there.
+The store knows what is published. Where the stream does not take a task, the store records that,
+and the relay finds it there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Watermark:
 
     def remember(self, looked_at: float, oldest_seconds: float) -> None:
         """What was published before the oldest entry that waits was given to a consumer, or lost.
-        Which of the two, an earlier look tells: what was given out by then is claimed by now."""
+        An earlier look decides which: what was delivered by then is claimed by now."""
         earlier, given_before = self._look
         if looked_at - earlier >= _CLAIM_SECONDS:
             self.lost_before = given_before
@@ -48,7 +48,7 @@ class _Watermark:
 
 
 class Publisher:
-    """The only one who publishes what waits. Lanes do not wait for each other's room."""
+    """Publishes all waiting tasks; nothing else does. Lanes do not wait for each other's room."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Publisher:
         return count, min(waits, default=None)
 
     async def take_back(self, worker_id: str) -> None:
-        """A worker's consumers leave the group; what they were given is told again, if pending."""
+        """Removes a worker's consumers from the group. Their pending tasks are published again."""
         try:
             ids = await self._stream.remove_consumers(worker_id)
             if ids:
@@ -122,12 +122,12 @@ class Publisher:
             watermark.lost_before if lost_at is None else lost_at, limit, lane
         )
         for id in due.expired:
-            log.warning("Expired", action="expired", task_id=id)
+            log.warning("Task expired", action="expired", task_id=id)
         self._metrics.tasks_expired.add(len(due.expired))
         if due.ids:
             await self._publish(due.ids, lane)
             self._metrics.tasks_republished.add(len(due.ids))
-            log.info("Published again", action="republished", tasks=len(due.ids))
+            log.info("Tasks published again", action="republished", tasks=len(due.ids))
         if len(due.ids) < limit and self._stream.lost_at.get(lane) == lost_at:
             self._stream.lost_at.pop(lane, None)
         return len(due.ids) + len(due.expired), due.next_seconds
@@ -157,4 +157,4 @@ class Publisher:
                 await self._store.unpublish_tasks(ids[published:])
         except Unavailable:
             # Both are away. The relay finds them by the age of their publication.
-            log.warning("Not published", action="unpublished", tasks=len(ids) - published)
+            log.warning("Could not publish tasks", action="unpublished", tasks=len(ids) - published)

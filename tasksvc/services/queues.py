@@ -9,7 +9,7 @@ from tasksvc.services.sharing import Line
 from tasksvc.store.queue_store import QueueStore
 
 _LINE_SECONDS = 5.0
-"""Nobody waits longer."""
+"""The longest wait in the line."""
 
 
 class QueueService:
@@ -30,7 +30,7 @@ class QueueService:
         return await self.get(name), is_new
 
     async def pause(self, name: str, *, is_paused: bool) -> Queue:
-        """Lets none of its tasks start, or does again. Raises QueueNotFound."""
+        """Pauses or resumes the queue, and returns it. Raises QueueNotFound."""
         pause = self._store.pause_queue
         if not await self._line.run(lambda: pause(name, is_paused=is_paused)):
             raise QueueNotFound

@@ -47,8 +47,9 @@ class Rescue:
 
         Raises Unavailable.
         """
-        # While PostgreSQL was away, or its workers were locked, nobody could renew a lease. Who
-        # lives has another one for it: an answer that it waits for may have to time out first.
+        # While PostgreSQL was away, or the workers' rows were locked, no worker could renew its
+        # lease. A living worker gets the time of another lease: an answer that it waits for may
+        # have to time out first.
         settled_seconds = min(
             self._store.up_seconds,
             self._worker.steady_seconds,
@@ -66,7 +67,7 @@ class Rescue:
             log.warning("Workers stopped answering", action="workers_lapsed", workers=workers.dead)
             await self._rescue_tasks(workers.dead)
             await self._store.forget_workers(workers.dead)
-        # Who was there before the workers were asked, and is none of them, will not come back.
+        # A consumer that was there before the workers were read, and is no worker's, has no future.
         for worker_id in listeners.difference(workers.living, [self._worker.id]):
             await self._publisher.take_back(worker_id)
         if workers.dead:
@@ -78,7 +79,7 @@ class Rescue:
         while rescued := await self._store.rescue_tasks(dead, _BATCH):
             self._metrics.tasks_rescued.add(len(rescued))
             for id, status in rescued:
-                log.warning("Rescued", action="rescued", task_id=id, status=status)
+                log.warning("Task rescued", action="rescued", task_id=id, status=status)
 
     async def _listeners(self) -> set[str]:
         """The workers that have consumers in the group."""

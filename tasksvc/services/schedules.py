@@ -27,7 +27,7 @@ _STEP = 50
 """Schedules that are read, and go on, in one statement."""
 
 _LINE_SECONDS = 5.0
-"""Nobody waits longer."""
+"""The longest wait in the line."""
 
 _LATE = timedelta(minutes=1)
 """What is later was missed."""
@@ -36,7 +36,7 @@ _LATE = timedelta(minutes=1)
 class ScheduleService:
     """put, get, find, delete for people and programs; run_due for the duty.
 
-    Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
+    Every method raises Unavailable when PostgreSQL is away, and what its docstring names.
     """
 
     def __init__(
@@ -127,13 +127,17 @@ class ScheduleService:
         except ContentRefused:
             # One bad schedule must not stop the others: halve until it stands alone.
             if len(ticks) == 1:
-                log.error("Refused", action="schedule_refused", schedule=ticks[0].schedule.name)
+                log.error(
+                    "Schedule rejected by the database",
+                    action="schedule_refused",
+                    schedule=ticks[0].schedule.name,
+                )
                 return []
             middle = len(ticks) // 2
             return [*await self._run(ticks[:middle]), *await self._run(ticks[middle:])]
 
     def _tick(self, schedule: Schedule, now: datetime) -> Tick | None:
-        """None when this process can't tell what to do: another one may."""
+        """Returns None when this process can't evaluate the schedule; another one may."""
         assert schedule.next_run_at is not None
         try:
             scheduled_for, next_run_at = cron.around(
@@ -146,7 +150,7 @@ class ScheduleService:
         except Exception as error:
             # An option of a later version, a zone that is not known here. It harms no other.
             log.error(
-                "Not understood",
+                "Schedule could not be evaluated",
                 action="schedule_not_understood",
                 schedule=schedule.name,
                 error=type(error).__name__,

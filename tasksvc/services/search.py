@@ -20,7 +20,7 @@ _SECONDS = 2.0
 """Then a page is given back as far as it is."""
 
 _SKEW_SECONDS = 300.0
-"""How far the clock of whoever makes an id may be from PostgreSQL's."""
+"""How far the clock that makes an id may be from PostgreSQL's."""
 
 _FIRST_ID = str(UUID(int=0))
 _LAST_ID = str(UUID(int=(1 << 128) - 1))
@@ -39,7 +39,7 @@ class _Look:
 
 
 class Search:
-    """Goes several paths in turns, each further every time: the shortest one decides, and nobody
+    """Goes several paths in turns, each further every time: the shortest one decides, and nothing
     has to know before which one that is."""
 
     def __init__(self, store: TaskStore, session: str) -> None:

@@ -17,12 +17,12 @@ class Line:
     """One at a time, in the order in which they came.
 
     A caller that goes away while it waits leaves the line, and nothing is done for it. What was
-    begun goes on to its end: a statement that its caller has left would go on in PostgreSQL, beside
-    the next one.
+    begun goes on to its end: a statement that its caller has left would go on in PostgreSQL, at
+    the same time as the next one.
     """
 
     def __init__(self, max_waiting: int, max_seconds: float) -> None:
-        """At most so many wait, and none of them longer than that."""
+        """At most `max_waiting` callers wait, and for `seconds` at most."""
         self._max_waiting = max_waiting
         self._max_seconds = max_seconds
         self._turn = asyncio.Lock()
@@ -49,7 +49,7 @@ class Line:
 
 
 class Flight(Generic[Result]):
-    """One question of all who ask it at the same moment. Its answer, or error, is kept a while."""
+    """One call for all callers of the same moment. Its result, or error, is kept for a while."""
 
     def __init__(self, ask: Callable[[], Awaitable[Result]], kept_seconds: float) -> None:
         self._ask = ask
@@ -72,13 +72,13 @@ class Flight(Generic[Result]):
 
 
 def _spawn(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-    """A task that belongs to none of those who wait for it."""
+    """A task that no single caller owns."""
     task = asyncio.get_running_loop().create_task(work, context=Context())
     task.add_done_callback(_look_at)
     return task
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
-    """An error that nobody waits for any more is no news."""
+    """An error without a caller is dropped."""
     if not task.cancelled():
         task.exception()

@@ -71,7 +71,7 @@ _MEASURED_SECONDS = 0.5
 """However often metrics are asked for, the stores are not asked more often."""
 
 _LINE_SECONDS = 5.0
-"""Nobody waits longer for a search, or a step."""
+"""The longest wait for a search, or a step."""
 
 _STEP_SECONDS = 2.5
 """Then a step ends, if there is more to do than was thought."""
@@ -122,7 +122,7 @@ class TaskService:
     """create, get, find, cancel, retry: of one task, or of many.
 
     Every method raises Unavailable when PostgreSQL is away or the waiting line is full, and what it
-    names beside that.
+    names.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class TaskService:
         key: str | None = None,
         fingerprint: str | None = None,
     ) -> Awaitable[Created]:
-        """The task, committed. The stream is told afterwards, and need not be there.
+        """The task, committed. It is published afterwards; the stream need not be there.
 
         With an idempotency key it is made once: a later create with the key gets the same task.
         With a unique key it may be the live task that had it already.
@@ -223,7 +223,7 @@ class TaskService:
         )
 
     async def create_many(self, orders: Sequence[tuple[str, Options]]) -> list[Task]:
-        """All of the tasks, in order, or none of them.
+        """Returns all of the tasks, in order; if one fails, no task is created.
 
         Raises ContentRefused when the database does not take one of the contents.
         """
@@ -312,7 +312,7 @@ class TaskService:
         )
 
     def publish_soon(self, tasks: Iterable[NewTask], claims: Sequence[Claim] = ()) -> None:
-        """Tells the stream of tasks that have just been committed, but for those that are claimed
+        """Publishes tasks that have just been committed, except those that are claimed
         already."""
         claimed = {claim.id for claim in claims}
         lanes: defaultdict[tuple[str | None, str | None], list[str]] = defaultdict(list)
@@ -447,7 +447,7 @@ class TaskService:
     # Below.
 
     async def _cancel_alone(self, id: str) -> Task | TaskServiceError:
-        """One of a group that was canceled, perhaps, and could not be told which of them were."""
+        """Cancels one of a group for which it is unknown which tasks were canceled."""
         canceled = await self._store.cancel_tasks([id], with_contents=False)
         self._worker.stop_handlers(canceled)
         task = (await self._read([id])).get(id)
@@ -464,7 +464,7 @@ class TaskService:
             return {task.id: task for task in await self._store.get_tasks(ids, session)}
         except Unreadable as error:
             if len(ids) == 1:
-                log.error("Unreadable", action="unreadable", task_id=ids[0])
+                log.error("Unreadable row", action="unreadable", task_id=ids[0])
                 return {ids[0]: error}
             middle = len(ids) // 2
             return {
@@ -523,7 +523,7 @@ class TaskService:
         is_published, made = await self._retry({id: new_id}, is_again=True)
         try:
             found = {task.id: task for task in await self._store.get_tasks([id, new_id], "step")}
-        finally:  # not before: it is told as it was made
+        finally:  # not before: it is published as it was made
             self._publish_retried({id: new_id}, made, is_published)
         if new_id in found:
             return found[new_id]
@@ -549,7 +549,7 @@ class TaskService:
     async def _retry(
         self, new_ids: Mapping[str, str], *, is_again: bool
     ) -> tuple[bool, dict[str, Lane | None]]:
-        """Whether the stream is to be told, and what was made."""
+        """Returns whether to publish, and what was made."""
         is_published = self._stream.is_up
         made = await self._store.retry_tasks(new_ids, is_published=is_published, is_again=is_again)
         return is_published, made

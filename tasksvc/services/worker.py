@@ -64,14 +64,14 @@ class Taking:
     hold: Hold | None
     """None: nothing; they go their way through the stream."""
     claims: Sequence[Claim] = ()
-    """What came of it, for whoever inserts to tell."""
+    """The claims that came of it. The caller that inserts sets them."""
 
 
 class WorkerService:
     """register, renew_lease, leave for the lease; claim, or take while they are created, report and
     finish for the tasks under it.
 
-    Every method raises Unavailable when PostgreSQL is away, and what it names beside that.
+    Every method raises Unavailable when PostgreSQL is away, and what its docstring names.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WorkerService:
         self._lease_seconds = lease_seconds
 
         self.id: str | None = None
-        """Who this process is while it holds a lease."""
+        """The worker's id while this process holds a lease."""
         self._held: dict[str, Claim | None] = {}  # None while the claim is under way
         self._epoch = 0
         self._asked_epoch = 0
@@ -138,7 +138,7 @@ class WorkerService:
         self.id = id
         self._epoch = self._asked_epoch = 0
         self._doubtful.clear()  # what another worker took is taken back by the rescuer
-        log.info("Registered", action="registered", worker_id=id)
+        log.info("Worker registered", action="registered", worker_id=id)
 
     async def renew_lease(self) -> int:
         """How many of the held tasks turned out to be no longer this worker's.
@@ -183,7 +183,7 @@ class WorkerService:
         return self._stop_lost(await self._store.find_lost_tasks(self.id, held), held)
 
     async def leave(self) -> None:
-        """Hands back all that this worker still holds, and ends its lease. Nobody is charged."""
+        """Releases all tasks that this worker still holds, without a charge, and ends its lease."""
         id, self.id = self.id, None
         if id is None:
             return
@@ -193,7 +193,7 @@ class WorkerService:
         released += await self._store.release_tasks(id)
         self._held.clear()
         if released:
-            log.info("Handed back", action="released", tasks=len(released))
+            log.info("Released tasks at shutdown", action="released", tasks=len(released))
             self._metrics.tasks_released.add(len(released))
         await self._store.forget_workers([id])
         await self._publisher.take_back(id)
@@ -219,7 +219,7 @@ class WorkerService:
         return ids
 
     async def claim(self, ids: Sequence[str]) -> list[Claim]:
-        """Those of the ids that this worker holds from now on; the rest is nobody's concern here:
+        """Returns the claims of the tasks that this worker holds from now on. The others are
         final, held elsewhere, not due, or held here already."""
         wanted = [id for id in dict.fromkeys(ids) if id not in self._held]
         if not wanted:
@@ -247,7 +247,7 @@ class WorkerService:
         """Those that PostgreSQL can't read. They would be claimed again and again."""
         ids = list(ids)
         if ids and self.id is not None:
-            log.error("Unreadable", action="unreadable", task_ids=ids)
+            log.error("Unreadable row", action="unreadable", task_ids=ids)
             await self._store.fail_unreadable_tasks(self.id, ids)
 
     @contextmanager
@@ -266,7 +266,7 @@ class WorkerService:
         self._held.update(dict.fromkeys(ids))
         try:
             yield taking
-            # Another worker by now, or none: it is taken back by whoever takes back the rest.
+            # Otherwise the rescuer takes these tasks back with the rest of the former worker's.
             claims = taking.claims if self.id == worker_id else ()
         except ContentRefused:
             raise  # nothing took effect
@@ -282,7 +282,7 @@ class WorkerService:
             take(claims)
 
     async def hand_on(self, ids: Sequence[str]) -> None:
-        """Those of the ids that this process can't start are told again when it is time: of kinds
+        """Has tasks published again later that this process can't start: of kinds
         that it does not serve, or of queues that let none start."""
         if self.id is not None and await self._store.unpublish_refused_tasks(self.id, ids):
             self._publisher.wake_relay_in(0.0)  # a queue may have got room since
@@ -335,7 +335,7 @@ class WorkerService:
             self._spawn(self._publish_canceled(elsewhere))
 
     async def flush(self) -> None:
-        """Waits until every group is written, and what was canceled is told elsewhere."""
+        """Waits until every group is written, and every cancellation is published."""
         for group in (self._claims, self._progresses, self._finishes):
             await group.drain()
         while self._background:
@@ -440,7 +440,7 @@ class WorkerService:
         if released := await self._store.release_tasks(worker_id, unknown):
             self._metrics.tasks_released.add(len(released))
             self._publisher.wake_relay_in(0.0)
-            log.warning("Handed back", action="settled", tasks=len(released))
+            log.warning("Released orphaned claims", action="settled", tasks=len(released))
         self._doubtful -= doubtful
 
     async def _settle(self) -> None:
@@ -452,7 +452,12 @@ class WorkerService:
     def _count(self, finish: Finish, is_written: bool) -> None:
         if not is_written:
             self._metrics.results_fenced.add()
-            log.info("Too late", action="fenced", task_id=finish.id, attempt=finish.attempt)
+            log.info(
+                "Dropped a late result",
+                action="fenced",
+                task_id=finish.id,
+                attempt=finish.attempt,
+            )
         elif finish.outcome.status is Status.COMPLETED:
             self._metrics.task_processing_successes.add()
         elif not finish.outcome.is_charged:
@@ -465,7 +470,9 @@ class WorkerService:
         try:
             await self._stream.publish_canceled(ids)
         except StreamUnavailable:
-            log.debug("The next heartbeat stops them", action="canceled_untold", tasks=len(ids))
+            log.debug(
+                "Could not broadcast a cancellation", action="cancel_not_published", tasks=len(ids)
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -34,7 +34,7 @@ class Addresses:
             self._resolving = asyncio.ensure_future(self._resolve(self._host))
             self._resolving.add_done_callback(self._resolved)
         resolving = self._resolving
-        # Whoever is canceled here leaves it to the others.
+        # A caller that is canceled here leaves the look-up to the others.
         await asyncio.wait([resolving], timeout=within_seconds)
         if not resolving.done():
             raise TimeoutError
@@ -47,7 +47,7 @@ class Addresses:
     def _resolved(self, resolving: asyncio.Future[_Found]) -> None:
         self._resolving = None
         if not resolving.cancelled():
-            resolving.exception()  # perhaps nobody waits for it any more
+            resolving.exception()  # perhaps it has no caller any more
 
 
 def _is_name(host: str) -> bool:

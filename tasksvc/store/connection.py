@@ -1,9 +1,9 @@
 """aiopg's connection, watched through a descriptor of our own.
 
 libpq closes its socket when a connection breaks, and takes another one when it tries to connect
-again without TLS. The event loop, which aiopg had told of the first, then waits for nobody, or
+again without TLS. The event loop, in which aiopg had registered the first, then waits in vain, or
 watches what has the same number now: a statement hangs, or libuv aborts the process. A copy of the
-descriptor is closed by nobody else.
+descriptor is closed by no other code.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ _RUN_AGAIN = frozenset({errorcodes.DEADLOCK_DETECTED, errorcodes.SERIALIZATION_F
 _SHORT_SECONDS = 0.1
 """After a deadlock: for the other to go on, or both would meet again."""
 
-# Read-only, or out of disk, memory or connections: it answers, and nobody can write.
+# Read-only, or out of disk, memory or connections: it answers, and no client can write.
 _REFUSES_ALL = ("25", "53")
 
 # About the statement itself: it would fail again.
@@ -205,7 +205,7 @@ class Database:
                     name, addresses[-left], (deadline - time.monotonic()) / left
                 )
             except (psycopg2.OperationalError, OSError) as error:
-                log.debug("Tries another address", action="other_address", reason=reason_of(error))
+                log.debug("Trying another address", action="other_address", reason=reason_of(error))
         last = addresses[-1] if addresses else None
         return await self._connect_to(name, last, deadline - time.monotonic())
 
@@ -288,7 +288,7 @@ class Session:
         self._left_behind: set[int] = set()
         self.runs_again = 0
         """How many statements were run again on another connection. What the first try does may
-        still come: the server notices late that nobody waits for its answer."""
+        still come: the server notices late that the client is gone."""
 
     async def run(
         self, query: str | Prepared, parameters: Mapping[str, Any] | None = None
@@ -298,7 +298,7 @@ class Session:
         Raises:
             StoreUnavailable: PostgreSQL is away or too slow. Whether the statement took effect is
                 unknown.
-            StoreRefuses: one of these; PostgreSQL takes no connection until somebody changes
+            StoreRefuses: one of these; PostgreSQL takes no connection until an operator changes
                 something.
             StatementRefused: one of these; the statement is wrong, and nothing took effect.
             ContentRefused: a value does not fit the database; nothing took effect. AlreadyThere,

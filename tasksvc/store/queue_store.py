@@ -32,7 +32,7 @@ class QueueStore(Store):
         return bool(await self._run("queue", "delete_queue", name=name))
 
     async def forget_queues(self, seconds: float, after: str, limit: int) -> tuple[int, str | None]:
-        """Of so many queues after a name, those that nobody has used for so long: how many, and the
+        """Of so many queues after a name, those that were not used for so long: how many, and the
         last name that was looked at; None after the last of all."""
         ((count, last),) = await self._run(
             "queue", "forget_queues", seconds=seconds, after=after, limit=limit

@@ -20,7 +20,7 @@ _LASTING = re.compile(
     "|not allowed in statement pooling|SSL was required|does not support SSL|certificate"
     '|definition of service ".*" not found'
 )
-"""Parts of what PostgreSQL, PgBouncer and libpq say to a connection until somebody changes the
+"""Parts of what PostgreSQL, PgBouncer and libpq say to a connection until an operator changes the
 settings. They are English: a server that speaks another language is asked again and again."""
 
 
@@ -54,7 +54,7 @@ def reason_of(error: BaseException) -> str | None:
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether a connection will be refused until somebody changes something."""
+    """Whether a connection will be refused until an operator changes something."""
     is_refusal = isinstance(error, psycopg2.OperationalError) and error.pgcode is None
     return is_refusal and _LASTING.search(reason_of(error) or "") is not None
 

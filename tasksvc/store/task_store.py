@@ -40,7 +40,7 @@ from tasksvc.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What PostgreSQL alone can tell."""
+    """What only PostgreSQL knows."""
 
     tasks: Mapping[str, int]
     """How many tasks are in each status, over the whole table."""
@@ -103,7 +103,7 @@ class Workers:
     dead: Sequence[str]
     living: Sequence[str]
     next_seconds: float | None
-    """Until the next lease could run out; None when nobody lives."""
+    """Until the next lease could run out; None when no worker lives."""
 
 
 _LONG = 500_000
@@ -127,7 +127,7 @@ _SESSIONS = (
 
 class TaskStore(Store):
     """Every method raises StoreUnavailable when PostgreSQL is away or too slow. Ids are UUIDs as
-    text; whoever calls has checked them.
+    text; the caller has checked them.
     """
 
     def __init__(self, database: Database) -> None:
@@ -203,7 +203,7 @@ class TaskStore(Store):
     async def insert_special_tasks(
         self, tasks: Sequence[NewTask]
     ) -> tuple[list[Task], dict[str, str]]:
-        """The same whatever is taken, and nobody holds them yet; and the live tasks that others
+        """The same whatever is taken, and no worker holds them yet; and the live tasks that others
         would have to share their unique key with, by the ids of those. One whose key is there
         already, or that has lost a race, is in neither."""
         rows = await self._run("special", "insert_special_tasks", tasks=await _documents(tasks))
@@ -235,8 +235,8 @@ class TaskStore(Store):
     async def publish_due_tasks(
         self, lost_before: float, limit: int, lane: Lane = DEFAULT_LANE
     ) -> Due:
-        """What nobody published, or somebody before `lost_before` (`time.monotonic`); and fails
-        what expired. All of one lane."""
+        """Publishes what is not published, or was published before `lost_before`
+        (`time.monotonic`), and fails what expired. All of one lane."""
         ((ids, expired, next_seconds),) = await self._run(
             "duty",
             "publish_due_tasks",
@@ -445,7 +445,7 @@ class TaskStore(Store):
         found = {task.id: task for task in await self.get_tasks([task.id for task in tasks])}
         return [found[task.id] for task in tasks]
 
-    # Who holds what.
+    # The holders of tasks.
 
     async def register_worker(
         self,
@@ -495,7 +495,7 @@ class TaskStore(Store):
         return [id for (id,) in rows]
 
     async def lapse_workers(self, worker_id: str | None) -> Workers:
-        """Declares dead whose lease ran out; who else there is, as seen by `worker_id`."""
+        """Declares workers dead whose lease ran out, and returns all, as seen by `worker_id`."""
         ((dead, living, next_seconds),) = await self._run(
             "duty", "lapse_workers", worker_id=worker_id
         )
@@ -551,7 +551,7 @@ def _task(
         priority,
         queue,
         progress,
-        # As it was written: whatever JSON a handler returned, nobody here has to understand it.
+        # As it was written: no code here has to understand the JSON that a handler returned.
         None if result is None else msgspec.Raw(result.encode()),
         *others,
     )

@@ -27,12 +27,12 @@ class Keys:
 
     @property
     def lanes(self) -> str:
-        """The set of the names of all lanes that somebody has used."""
+        """The set of the names of all lanes that were ever used."""
         return f"{self.prefix}:lanes"
 
     @property
     def canceled(self) -> str:
-        """The channel that tells the ids of tasks to stop."""
+        """The channel for the ids of tasks to stop."""
         return f"{self.prefix}:canceled"
 
     def stream(self, lane: Lane) -> str:

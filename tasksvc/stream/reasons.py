@@ -57,7 +57,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def is_lasting(error: BaseException) -> bool:
     """Whether Redis will refuse until its settings, or ours, are changed."""
-    # Over a unix socket redis-py wraps what a new connection is told in an error of its own.
+    # Over a unix socket redis-py wraps the answer to a new connection in an error of its own.
     return any(
         isinstance(each, AuthenticationError | NoPermissionError)
         or (isinstance(each, ResponseError) and _NO_SUCH_DATABASE in str(each))

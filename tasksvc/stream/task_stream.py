@@ -1,4 +1,4 @@
-"""The doorbell in Redis: it tells the ids of tasks that are due, and may be lost at any moment.
+"""The stream in Redis: it brings the ids of due tasks, and may be lost at any moment.
 
 Nothing here retries by itself: a command whose answer was lost is the caller's to repeat, and
 redis-py's retries would publish twice.
@@ -74,8 +74,8 @@ end
 return count
 """.replace("FIELD", FIELD)
 
-# KEYS and ARGV: the same, then the group and one of its consumers, who is given what goes in: each
-# entry with its id comes back. Nothing goes in where others wait, which would be given first.
+# KEYS and ARGV: the same, then the group and one of its consumers, which receives the entries.
+# Returns each entry with its id. Adds nothing where others wait: those would be delivered first.
 _PUBLISH_TO = """
 local given = redis.call('XPENDING', KEYS[1], ARGV[4])[1]
 if redis.call('XLEN', KEYS[1]) > given then return {} end
@@ -94,8 +94,8 @@ return answer
 """,
 )
 
-# KEYS: the streams. ARGV: the group. Returns how many entries of each nobody was given yet: a hint,
-# since what was trimmed in somebody's hands is counted there still. (To read here, for the first
+# KEYS: the streams. ARGV: the group. Returns how many entries of each are undelivered: a hint,
+# since what was trimmed after its delivery is counted there still. (To read here, for the first
 # lanes first, would cost five times as much: what Redis answers goes through Lua and back.)
 _WAITING = """
 local waiting = {}
@@ -158,11 +158,11 @@ class TaskStream:
         self.refusing: set[Lane] = set()
         """Where the last publication did not go in, all of it: no room, or no memory."""
         self.waiting: dict[int, int] = {}
-        """The consumers for whom there is nothing, so that they wait; and how many entries each
+        """The consumers whose read is blocked; and how many entries each
         may be given when something comes."""
         self.lost_at: dict[Lane, float] = {}
-        """When (`time.monotonic`) a lane's group was found missing and made anew: whatever was
-        published there before may be lost. Whoever has published it again takes this out."""
+        """When (`time.monotonic`) a lane's group was recreated: whatever was
+        published there before may be lost. The publisher clears the entry after republishing."""
 
     def is_open(self, lane: Lane = DEFAULT_LANE) -> bool:
         """Whether a publication now is likely to succeed."""
@@ -188,7 +188,7 @@ class TaskStream:
     async def publish_to(
         self, worker_id: str, number: int, ids: Sequence[str], lane: Lane = DEFAULT_LANE
     ) -> list[Entry]:
-        """Puts the ids in as given to this consumer: nobody else reads them. Their entries; none
+        """Puts the ids in as delivered to this consumer: no other reads them. Their entries; none
         for what does not fit, and for all of them where others wait in the lane."""
         name = consumer_name(worker_id, number)
         given = await self._publish(_PUBLISH_TO, ids, lane, GROUP, name)
@@ -199,7 +199,7 @@ class TaskStream:
         ]
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
-        """Tells every process that these are canceled; whoever is not listening misses it."""
+        """Publishes to every process that these are canceled, if it listens."""
         async with self._answers():
             await self._commands.publish(self._keys.canceled, ",".join(ids))
 
@@ -246,7 +246,7 @@ class TaskStream:
         entries = await self._read_waiting(worker_id, number, count, streams, rooms)
         if entries:
             return entries
-        # A place less than there are: `waiting` tells of the rest. The bound of a read holds for
+        # A place less than there are: `waiting` counts the rest. The bound of a read holds for
         # each stream, so it is that of the kind with the least room. Seldom does more than one
         # stream answer.
         share = max(1, min((count - 1) // len(streams), *rooms.values()))
@@ -286,8 +286,8 @@ class TaskStream:
     ) -> list[Entry]:
         """What the consumer was given before and has not acknowledged, after an entry.
 
-        An answer that was lost on its way leaves entries that nobody has seen. `kinds` are those
-        that the consumer reads; None: all kinds of this process.
+        An answer that was lost on its way leaves entries that no consumer has seen. `kinds` are
+        those that the consumer reads; None: all kinds of this process.
         """
         name = consumer_name(worker_id, number)
         lanes = [lane for lane in self._own_lanes if kinds is None or lane.kind in kinds]
@@ -347,7 +347,7 @@ class TaskStream:
     # Looking.
 
     async def look(self, lane: Lane = DEFAULT_LANE) -> tuple[int, float]:
-        """The room for more entries, and the age of the first that nobody was given yet.
+        """The room for more entries, and the age of the first undelivered one.
 
         The age is by Redis's clock, in seconds; 0 when nothing waits. A lane is first in, first
         out: what was published before that entry was delivered, or lost.
@@ -508,7 +508,7 @@ class TaskStream:
             self.lost_at.update(dict.fromkeys(lanes, time.monotonic()))
 
     async def _put_aside(self, key: str) -> None:
-        """Somebody wrote over a key of ours. That is not deleted."""
+        """Another client overwrote a key of this service. It is not deleted."""
         await self._commands.rename(key, f"{key}:wrong-type")
 
     @asynccontextmanager
@@ -559,7 +559,7 @@ def _task_id(fields: dict[str, str] | None) -> str | None:
 
 
 def _client(url: str, timeout_seconds: float, connections: int, name: str) -> Redis:
-    """The URL says where Redis is and who we are. How it is talked to is not for a URL to say."""
+    """The URL says where Redis is and as which user. It does not choose the protocol."""
     ours: dict[str, Any] = {
         "decode_responses": True,
         "encoding": "utf-8",

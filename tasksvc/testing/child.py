@@ -1,4 +1,4 @@
-"""The service for as long as who started it is there: `python -m tasksvc.testing.child`."""
+"""Runs the service for as long as its parent lives: `python -m tasksvc.testing.child`."""
 
 from __future__ import annotations
 

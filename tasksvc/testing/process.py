@@ -116,7 +116,7 @@ class ServiceProcess:
                 return error.code, dict(error.headers), error.read()
 
     def create(self, content: str = "x", **options: object) -> dict[str, Any]:
-        """A new task, with what `POST /task` takes beside the content."""
+        """A new task, with the options that `POST /task` takes."""
         body = json.dumps({"content": content, **options}).encode()
         headers = {"Content-Type": "application/json"}
         return self._task(201, "POST", "/task", body, headers)
@@ -173,7 +173,7 @@ def run_service(*handlers: str, **variables: object) -> Iterator[ServiceProcess]
 
 
 def clean_environment(**variables: object) -> dict[str, str]:
-    """The environment of a process without a setting of ours that nobody asked for."""
+    """The environment of a process without settings of this service, except the given ones."""
     env = {
         name: value
         for name, value in os.environ.items()

@@ -37,7 +37,7 @@ from tasksvc.web.problems import Problem, unavailable, wrong_shape
 log = structlog.get_logger(__name__)
 
 _is_logged = logging.getLogger(__name__).isEnabledFor
-"""Asked first where it is hot: structlog makes a logger even for a line that nobody wants."""
+"""Asked first where it is hot: structlog makes a logger even for a line that is not logged."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -153,7 +153,7 @@ def _problem(error: Exception) -> Problem:
         case UnknownKind():
             return wrong_shape([{"pointer": "/kind", "detail": str(error)}])
         case Unreadable():
-            log.error("Unreadable", action="unreadable")
+            log.error("Unreadable row", action="unreadable")
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         case web.HTTPMethodNotAllowed():
             allow = ", ".join(sorted(error.allowed_methods))
@@ -169,7 +169,7 @@ def _problem(error: Exception) -> Problem:
             headers = {name: error.headers[name] for name in _KEPT_HEADERS & error.headers.keys()}
             return Problem(status, status.description or status.phrase, headers=headers)
         case _:
-            log.error("Unexpected", action="request_failed", exc_info=error)
+            log.error("Request failed", action="request_failed", exc_info=error)
             return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here.")
 
 
@@ -181,7 +181,7 @@ def _observe(request: web.Request, status: int, seconds: float) -> None:
     request.app[METRICS].observe_request(route, method, status, seconds)
     if _is_logged(logging.DEBUG):
         log.debug(
-            "Answered",
+            "Request answered",
             action="answered",
             method=method,
             route=route,

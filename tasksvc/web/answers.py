@@ -44,7 +44,7 @@ _COMMON = "".join(
 
 
 class Answer(web.StreamResponse):
-    """`headers` are those that only this answer has. None of them comes from a client unchecked.
+    """`headers` are those that only this answer has. No value comes from a client unchecked.
 
     A long body comes in pieces: to put them together would hold the loop.
     """

@@ -1,4 +1,4 @@
-"""What the application carries: nothing but keys, so that nobody imports the application."""
+"""The keys of what the application carries. Views import this file, not the application."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ async def _read_json(request: web.Request, max_bytes: int, variable: str) -> byt
             HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time.", closes=True
         ) from None
     except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
-        # The client went away half way, or its chunks are none.
+        # The client went away half way, or sent malformed chunks.
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off.", closes=True) from None
     except web.HTTPRequestEntityTooLarge:
         raise Problem(

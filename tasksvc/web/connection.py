@@ -124,7 +124,7 @@ class Connection(RequestHandler):
             self._head_bytes = 0
             self._body = None if payload.is_eof() else payload
             if isinstance(message, _ErrInfo) or message.upgrade:
-                self.ends = True  # where the next request begins is anybody's guess
+                self.ends = True  # where the next request begins is unknown
         elif not is_body:
             self._head_bytes += len(data)
             if self._head_bytes >= _MAX_HEAD_BYTES:
@@ -151,7 +151,7 @@ class Connection(RequestHandler):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Closes a connection whose task was canceled by a handler: aiohttp would leave it open,
-        and whoever asks there gets no answer."""
+        and its client would get no answer."""
         if task.cancelled() and self.transport is not None:
             self.transport.abort()
 
@@ -195,7 +195,7 @@ class Connection(RequestHandler):
     # What is done for the client.
 
     def when_gone(self, give_up: Callable[[], object] | None) -> None:
-        """Calls `give_up` when nobody is there to read the answer; with None no more."""
+        """Calls `give_up` when the client is gone; None cancels that."""
         self._on_gone = give_up
         if self.transport is None:
             self._give_up()
@@ -221,9 +221,13 @@ class Connection(RequestHandler):
         if isinstance(exc, web.HTTPException):
             status = exc.status
         if status >= 500 and not isinstance(exc, _CLIENTS_OWN):
-            log.error("Unexpected", action="request_failed", request_id=request_id, exc_info=exc)
+            log.error(
+                "Request failed", action="request_failed", request_id=request_id, exc_info=exc
+            )
         else:
-            log.debug("Refused", action="refused", request_id=request_id, status=status)
+            log.debug(
+                "Rejected malformed request", action="refused", request_id=request_id, status=status
+            )
         code = HTTPStatus(status)
         response = Problem(code, code.description or code.phrase, closes=True).response()
         response.headers[X_REQUEST_ID] = request_id

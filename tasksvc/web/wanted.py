@@ -1,4 +1,4 @@
-"""Reads that nobody waits for any more."""
+"""Cancels reads whose client is gone."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ async def test_secrets_are_nowhere_while_postgres_refuses(
     )
     service.spawn()
     try:
-        service.wait_for_line("Waits for PostgreSQL")
+        service.wait_for_line("Waiting for PostgreSQL")
         assert service.stop() == 0
     finally:
         service.end()

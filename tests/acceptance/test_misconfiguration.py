@@ -77,7 +77,7 @@ async def test_start_waits_for_postgres_and_says_why(
     service = ServiceProcess(tmp_path, environment | {"DATABASE_URL": url})
     service.spawn()
     try:
-        service.wait_for_line("Waits for PostgreSQL")
+        service.wait_for_line("Waiting for PostgreSQL")
         line = next(each for each in service.events() if each.get("action") == "waits_for_postgres")
         assert line["reason"].startswith("the name of its host can't be resolved: ")
         assert service.stop() == 0

@@ -159,7 +159,7 @@ async def test_frozen_worker_changes_nothing_when_it_comes_back(start_service: S
     os.kill(zombie.process.pid, signal.SIGCONT)
 
     await eventually(lambda: zombie.metric("tasksvc_running") == 0)
-    await eventually(lambda: "Declared dead" in zombie.output())
+    await eventually(lambda: "was declared dead" in zombie.output())
     await eventually(lambda: other.task(id)["status"] == "completed")
     assert other.metric("task_processing_success_count") == 1
     assert zombie.metric("task_processing_success_count") == 0
@@ -240,7 +240,7 @@ async def test_service_waits_for_postgres_at_its_start(
     service = ServiceProcess(tmp_path, environment | {"DATABASE_URL": own_postgres.url})
     service.spawn()
     try:
-        service.wait_for_line("Waits for PostgreSQL")
+        service.wait_for_line("Waiting for PostgreSQL")
 
         own_postgres.start()
 

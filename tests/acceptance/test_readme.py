@@ -19,7 +19,6 @@ import pytest
 
 from tasksvc.settings import Settings
 from tasksvc.testing.process import clean_environment
-from tasksvc.web import routes
 from tests.harness import ROOT, ServiceProcess, eventually, write_python_of_the_readme
 
 pytestmark = pytest.mark.slow

@@ -296,7 +296,7 @@ async def test_stop_while_it_waits_for_postgres(
     )
     service.spawn()
     try:
-        service.wait_for_line("Waits for PostgreSQL")
+        service.wait_for_line("Waiting for PostgreSQL")
 
         assert service.stop() == 0
 

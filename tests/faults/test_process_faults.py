@@ -69,7 +69,7 @@ async def test_handler_that_blocks_the_loop_for_longer_than_the_lease_costs_no_t
     assert rescuer.metric("tasksvc_tasks_rescued_total") == 0
     outputs = blocked.output() + rescuer.output()
     assert "A handler blocks the event loop" in outputs
-    assert "Declared dead" not in outputs
+    assert "was declared dead" not in outputs
 
 
 async def test_process_that_is_frozen_for_longer_than_the_lease_changes_nothing(
@@ -147,7 +147,7 @@ async def test_stop_while_a_server_is_away(
     assert failures <= (away != "redis"), "charged only if it could not say good-bye"
 
 
-@pytest.mark.parametrize("said", ["", "PostgreSQL answers", "Redis answers", "Registered"])
+@pytest.mark.parametrize("said", ["", "PostgreSQL answers", "Redis answers", "Worker registered"])
 async def test_stop_during_the_start(start_servant: StartServant, said: str) -> None:
     service = start_servant(spawn=True)
     with contextlib.suppress(AssertionError):

@@ -471,7 +471,7 @@ async def test_private_address_is_refused_by_any_name(
 ) -> None:
     delivery = make_delivery(f"{host}:{receiver.port}", allows_private=False)
 
-    with pytest.raises(Permanent, match=r"address is not allowed|none that can be asked"):
+    with pytest.raises(Permanent, match=r"address is not allowed|url is invalid"):
         await delivery(claim({"url": f"http://{host}:{receiver.port}/"}))
     assert receiver.requests == []
 

@@ -146,7 +146,7 @@ async def test_expected_error_is_its_problem_and_no_error_in_the_log(
     assert_problem(response, status, **extensions)
     assert CANARY not in str(response)
     assert ("retry-after" in response.headers) == (status == 503)
-    assert [event["event"] for event in events] == ["Answered"]
+    assert [event["event"] for event in events] == ["Request answered"]
 
 
 async def test_problem_that_closes_ends_the_connection(port: int) -> None:

@@ -211,7 +211,7 @@ def test_no_base_is_no_delay() -> None:
         (ValueError("ü€🙂"), "ü€🙂"),
         (ValueError("x" * 10_000), "x" * MESSAGE_LENGTH),
         (KeyError("key"), "'key'"),
-        (MuteError(), "This error can't say what it is."),
+        (MuteError(), "The exception could not be converted to text."),
     ],
     ids=["empty", "nul", "surrogate", "unicode", "long", "key", "mute"],
 )

@@ -1,4 +1,4 @@
-"""Cursors: where a page or a step goes on. Nobody else can make one, or use it for another
+"""Cursors: where a page or a step goes on. A client can't make one, or use it for another
 search."""
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _PAGE_BYTES = 8_388_608
 """Of tasks in one page; a page has one task at least."""
 
 _OTHERS_BYTES = 16_384
-"""All that a task has beside its content and its result, at most."""
+"""The most that a task has in addition to its content and its result."""
 
 _MOST_FOR_A_CHARACTER = 6
 r"""In JSON: `\u0001`."""

@@ -13,7 +13,7 @@ from marshmallow import Schema, ValidationError, fields, pre_load
 from tasksvc.web.schemas.moments import RULE, read_moment
 
 MAX_ERRORS = 10
-"""Of one request, that a client is told."""
+"""The most errors that one answer names."""
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
 
@@ -59,7 +59,7 @@ class Moment(fields.Field[datetime]):
 class Shape(Schema):
     """Null for an optional field is the same as no such field, unless the field has a use for it.
 
-    Of the fields that it does not know it looks at so many as are told, however many there are.
+    Of the fields that it does not know it looks at as many as an answer names.
     """
 
     @pre_load

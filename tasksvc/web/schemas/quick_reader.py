@@ -1,6 +1,6 @@
 """A schema's quick reader, for where it is hot: whatever it takes, the schema takes too.
 
-It is made of the schema: marshmallow keeps the rules, and tells a client what is wrong. msgspec
+It is made of the schema: marshmallow keeps the rules, and names what is wrong. msgspec
 only reads what is right, in a thirtieth of the time.
 https://jcristharif.com/msgspec/constraints.html
 """
@@ -25,7 +25,7 @@ _TYPES = {
     fields.Float: float,
     Moment: str,
 }
-"""A moment is left as it is written: msgspec takes what is none of RFC 3339's."""
+"""A moment is left as it is written: msgspec accepts more than RFC 3339 does."""
 
 
 def without_nul(value: str) -> None:
@@ -40,7 +40,7 @@ class Reader:
     def __init__(self, schema: Schema, names: Sequence[str]) -> None:
         """The schema's fields, all of them, in the order in which they are wanted.
 
-        Raises TypeError for a rule that msgspec can't be told.
+        Raises TypeError for a rule that msgspec does not have.
         """
         assert set(names) == set(schema.fields)
         struct = msgspec.defstruct(
@@ -55,7 +55,7 @@ class Reader:
 
     def read(self, body: bytes | bytearray) -> tuple[Any, ...] | None:
         """The values of the fields, None for those that are not given, moments as they are written;
-        None for a body that is to be read by the schema: something is wrong with it, or rare."""
+        None for a body that is to be read by the schema: it is invalid or uncommon."""
         if _NUL in body:
             return None
         try:

@@ -96,7 +96,7 @@ class Search(NamedTuple):
 
 
 class StepOrder(NamedTuple):
-    """What to do something to, or only to tell to which."""
+    """The tasks to change, or with `is_dry` only to list."""
 
     filter: Filter
     cursor: str | None
@@ -171,7 +171,7 @@ def try_task_create(body: bytes, pointer: str) -> TaskOrder | list[dict[str, str
 
 
 def quick_order(body: bytes | bytearray) -> TaskOrder | None:
-    """None for what is to be read by the schema: something is wrong with it, or rare."""
+    """None for what is to be read by the schema: it is invalid or uncommon."""
     values = _QUICK_CREATE.read(body)
     if values is None:
         return None

@@ -35,7 +35,7 @@ async def health_ready(request: web.Request) -> Answer:
 
 
 async def metrics(request: web.Request) -> Answer:
-    """All that is known now. What can't be asked now is left out, rather than told from memory."""
+    """Answers with the current values. A value that can't be read now is left out."""
     await request.app[SERVICE].measure()
     request.app[METRICS].set_log_lines_dropped(logs.dropped_lines())
     body, headers = request.app[METRICS].render(request.headers.getall(hdrs.ACCEPT, []))

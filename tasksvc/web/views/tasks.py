@@ -66,7 +66,7 @@ async def create_task(request: web.Request) -> Answer:
         raise
     metrics.task_create_successes.add()
     if _is_logged(logging.DEBUG):
-        log.debug("Created", action="created", task_id=task.id)
+        log.debug("Task created", action="created", task_id=task.id)
     headers: dict[str, str] = {hdrs.LOCATION: f"/task/{task.id}"}
     if is_replayed:
         headers[IDEMPOTENT_REPLAYED] = "true"
@@ -92,7 +92,7 @@ async def cancel_task(request: web.Request) -> Answer:
         task = await request.app[SERVICE].cancel(_task_id(request))
     request.app[METRICS].task_cancel_successes.add()
     if _is_logged(logging.DEBUG):
-        log.debug("Canceled", action="canceled", task_id=task.id)
+        log.debug("Task canceled", action="canceled", task_id=task.id)
     return Answer(dump_task(task))
 
 
@@ -187,7 +187,7 @@ async def _step(
     shape: type[CanceledTasks] | type[RetriedTasks],
     successes: Count,
 ) -> Answer:
-    """Changes a step of the tasks, or only tells which it would."""
+    """Changes a step of the tasks, or only lists them."""
     order = load_step(await read_json(request), statuses)
     cursors = await _cursors(request)
     before = cursors.load(order.filter, order.cursor)
