@@ -14,6 +14,7 @@ from tasksvc.domain import outcome
 from tasksvc.domain.outcome import COMPLETED, Outcome
 from tasksvc.domain.retry import RetryPolicy, is_expected
 from tasksvc.domain.task import Claim, Status
+from tasksvc.handlers.context import about
 from tasksvc.handlers.kinds import Kind
 from tasksvc.handlers.limit import TimeLimit
 from tasksvc.handlers.results import ResultRefused, encode
@@ -48,7 +49,7 @@ class Executor:
         """
         started = time.perf_counter()
         try:
-            logs.about(task_id=run.claim.id, attempt=run.claim.attempt)
+            logs.about(**about(run.claim))
             if _is_logged(logging.DEBUG):
                 log.debug("Task started", action="started", kind=run.claim.kind)
             result = await _call(self._kinds[run.claim.kind], run.claim)

@@ -16,7 +16,7 @@ from tasksvc import logs
 from tasksvc.domain.retry import RaisedElsewhere
 from tasksvc.domain.task import Claim, kept_fraction, kept_message
 from tasksvc.handlers.channel import MAX_BYTES, Sender
-from tasksvc.handlers.context import SyncContext, deadline
+from tasksvc.handlers.context import SyncContext, about, deadline
 from tasksvc.handlers.results import encode
 
 _HEAD_BYTES = 1_000
@@ -38,7 +38,7 @@ def run(
     threading.Thread(target=_end_with, args=(connection, service), daemon=True).start()
     sender = Sender(connection)
     send = sender.send
-    logs.relay(level, partial(send, "line"), task_id=claim.id, attempt=claim.attempt)
+    logs.relay(level, partial(send, "line"), **about(claim))
     try:
         function: Any = pkgutil.resolve_name(where)
         logs.keep()  # the module may have configured logging
@@ -48,6 +48,7 @@ def run(
             claim.attempt,
             claim.kind,
             deadline(claim),
+            claim.traceparent,
             lambda fraction, message: send(
                 "progress", kept_fraction(fraction), kept_message(message)
             ),

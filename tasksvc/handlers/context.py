@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from tasksvc.domain.task import Claim
+from tasksvc.domain.trace import trace_id_of
 
 _log = structlog.get_logger("tasksvc.handler")
 
@@ -22,6 +23,14 @@ def deadline(claim: Claim) -> float | None:
     return None if claim.timeout_seconds is None else time.monotonic() + claim.timeout_seconds
 
 
+def about(claim: Claim) -> dict[str, Any]:
+    """Returns the fields that every log line of a run has."""
+    fields: dict[str, Any] = {"task_id": claim.id, "attempt": claim.attempt}
+    if claim.traceparent is not None:
+        fields["trace_id"] = trace_id_of(claim.traceparent)
+    return fields
+
+
 @dataclass(slots=True)
 class _Context:
     id: str
@@ -31,6 +40,8 @@ class _Context:
     kind: str
     deadline: float | None
     """When (`time.monotonic`) the run is stopped; None when it has no time limit."""
+    traceparent: str | None
+    """The W3C trace context of the request that created the task; None when it had none."""
 
     @property
     def log(self) -> Any:

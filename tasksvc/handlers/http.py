@@ -24,6 +24,7 @@ import msgspec
 
 from tasksvc.domain.retry import Permanent, Retry
 from tasksvc.domain.task import Claim
+from tasksvc.domain.trace import child_of
 from tasksvc.handlers.addresses import Allowed, Target, WrongTarget, is_public
 from tasksvc.handlers.answers import Answer, Body
 
@@ -113,6 +114,8 @@ class HttpDelivery:
             "Content-Length": str(len(body)),
             "Connection": "close",
         }
+        if claim.traceparent is not None and "traceparent" not in map(str.lower, headers):
+            headers["traceparent"] = child_of(claim.traceparent)
         loop = asyncio.get_running_loop()
         # A task's own limit stops it from outside, which would leave aside an answer that began.
         seconds = (claim.timeout_seconds or _TIMEOUT_SECONDS) * 0.95

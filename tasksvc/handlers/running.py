@@ -61,7 +61,11 @@ class Runners:
             try:
                 return await declared.function(
                     claim.content,
-                    Context(claim.id, claim.attempt, claim.kind, deadline(claim), report),
+                    Context(
+                        *(claim.id, claim.attempt, claim.kind, deadline(claim)),
+                        claim.traceparent,
+                        report,
+                    ),
                 )
             finally:
                 if os.getpid() != process:

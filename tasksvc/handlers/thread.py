@@ -55,6 +55,7 @@ class ThreadRun:
             claim.attempt,
             claim.kind,
             deadline(claim),
+            claim.traceparent,
             self._keep_progress,
             self._result.done,
         )

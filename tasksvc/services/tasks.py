@@ -222,12 +222,14 @@ class TaskService:
             self.new_task(content, traceparent, options, key, fingerprint)
         )
 
-    async def create_many(self, orders: Sequence[tuple[str, Options]]) -> list[Task]:
+    async def create_many(
+        self, orders: Sequence[tuple[str, Options]], traceparent: str | None = None
+    ) -> list[Task]:
         """Returns all of the tasks, in order; if one fails, no task is created.
 
         Raises ContentRefused when the database does not take one of the contents.
         """
-        tasks = [self.new_task(content, None, options) for content, options in orders]
+        tasks = [self.new_task(content, traceparent, options) for content, options in orders]
         self._special_creates.check_room()
         created = await self._special_creates.join_whole(tasks)
         return [each.task for each in created]

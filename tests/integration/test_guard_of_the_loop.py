@@ -19,6 +19,8 @@ from tasksvc.store.task_store import TaskStore
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker
 
+pytestmark = pytest.mark.slow
+
 MakeGuard = Callable[..., LoopGuard]
 
 

@@ -29,6 +29,8 @@ from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually
 from tests.integration.conftest import do_nothing
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 0.7
 
 MOST_STEPS = 40

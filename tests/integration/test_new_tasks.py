@@ -19,6 +19,8 @@ from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Row, Worker, do_nothing, lapse
 
+pytestmark = pytest.mark.slow
+
 Rows = Callable[[], list[Row]]
 
 STARTED = [("processing", 1, 0)]

@@ -19,6 +19,8 @@ from tests.harness import eventually, query
 from tests.integration.conftest import Worker
 from tests.services import Services
 
+pytestmark = pytest.mark.slow
+
 Limits = dict[str, int | None]
 MakeProcess = Callable[..., Worker]
 

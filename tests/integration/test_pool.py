@@ -28,6 +28,8 @@ from tasksvc.web.app_keys import SERVICE
 from tests.harness import eventually
 from tests.integration.conftest import Row, do_nothing
 
+pytestmark = pytest.mark.slow
+
 Rows = Callable[[], list[Row]]
 StartApp = Callable[..., Any]
 

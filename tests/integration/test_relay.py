@@ -20,6 +20,8 @@ from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Worker
 
+pytestmark = pytest.mark.slow
+
 AGE = (
     "UPDATE task SET published_at = published_at - interval '1 minute',"
     " due_at = due_at - interval '1 minute'"

@@ -19,6 +19,8 @@ from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.integration.conftest import MakeWorker, Row, Worker, lapse
 
+pytestmark = pytest.mark.slow
+
 Rows = Callable[[], list[Row]]
 
 LEASE_SECONDS = 0.2

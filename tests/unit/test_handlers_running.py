@@ -29,6 +29,8 @@ from tasksvc.metrics import Metrics
 from tasksvc.runs import Run
 from tests.harness import eventually
 
+pytestmark = pytest.mark.slow
+
 DECLARED = load(["tests.handlers.shop"])
 
 Reported = list[tuple[float, str]]
@@ -144,7 +146,7 @@ async def test_time_that_is_left(handlers: dict[str, Handler]) -> None:
     async def report(fraction: float, message: str) -> None:
         pass
 
-    context = Context("id", 1, "kind", time.monotonic() + 10, report)
+    context = Context("id", 1, "kind", time.monotonic() + 10, None, report)
     assert context.remaining_seconds == pytest.approx(10, abs=1)
     context.deadline = 0.0
     assert context.remaining_seconds == 0

@@ -113,6 +113,16 @@ async def test_body_and_headers_arrive(delivery: HttpDelivery, receiver: Receive
     assert headers["User-Agent"] == "tasksvc"
 
 
+async def test_trace_context_is_passed_on(delivery: HttpDelivery, receiver: Receiver) -> None:
+    order = claim({"url": f"http://{receiver.host}/hook"})
+    await delivery(order._replace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01"))
+    await delivery(order)
+
+    (first, _), (second, _) = receiver.requests
+    assert re.fullmatch(f"00-{'a' * 32}-(?!b)[0-9a-f]{{16}}-01", first["traceparent"])
+    assert "traceparent" not in second
+
+
 async def test_body_that_is_no_text_is_sent_as_json(
     delivery: HttpDelivery, receiver: Receiver
 ) -> None:

@@ -20,6 +20,8 @@ from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.moments import read_moment, shown_moment
 from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder, quick_order
 
+pytestmark = pytest.mark.slow
+
 drawn = settings(
     max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -14,6 +14,7 @@ from multidict import istr
 
 from tasksvc.domain.errors import UnknownKind
 from tasksvc.domain.task import FINAL, LIVE, Status, Step
+from tasksvc.domain.trace import read_traceparent
 from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import HEALTH, LIMITS, METRICS, SERVICE
@@ -38,9 +39,6 @@ IDEMPOTENCY_KEY = istr("Idempotency-Key")
 IDEMPOTENT_REPLAYED = istr("Idempotent-Replayed")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-"""https://www.w3.org/TR/trace-context/#traceparent-header"""
 
 
 async def create_task(request: web.Request) -> Answer:
@@ -118,7 +116,7 @@ async def create_tasks(request: web.Request) -> Answer:
                 except UnknownKind as error:
                     pointer = f"/tasks/{number}/kind"
                     raise wrong_shape([{"pointer": pointer, "detail": str(error)}]) from None
-        tasks = await service.create_many(orders)
+        tasks = await service.create_many(orders, _traceparent(request))
     request.app[METRICS].task_create_successes.add(len(tasks))
     return Answer(await dump_tasks(tasks), status=201)
 
@@ -222,5 +220,4 @@ def _idempotency_key(request: web.Request) -> str | None:
 
 
 def _traceparent(request: web.Request) -> str | None:
-    value = request.headers.get("traceparent")
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+    return read_traceparent(request.headers.get("traceparent"))
