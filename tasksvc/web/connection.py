@@ -66,12 +66,19 @@ class Connection(RequestHandler):
         "_unread",
         "ends",
         "runs_signals",
+        "takes_upgrades",
     )
 
     def __init__(
-        self, *args: Any, unread: Unread, runs_signals: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        unread: Unread,
+        runs_signals: bool = False,
+        takes_upgrades: bool = False,
+        **kwargs: Any,
     ) -> None:
-        """`runs_signals`: each answer waits for the signals `on_response_prepare`."""
+        """`runs_signals`: each answer waits for the signals `on_response_prepare`.
+        `takes_upgrades`: a view may make a WebSocket of a GET."""
         super().__init__(*args, **kwargs)
         self._max_msg_queue_size = _MAX_QUEUED
         self._unread = unread
@@ -80,6 +87,7 @@ class Connection(RequestHandler):
         self._drained: asyncio.Future[None] | None = None
         self._on_gone: Callable[[], object] | None = None
         self.runs_signals = runs_signals
+        self.takes_upgrades = takes_upgrades
         self.ends = False
 
     # What the server asks.
@@ -109,10 +117,13 @@ class Connection(RequestHandler):
             for start in range(0, len(data), _MAX_HEAD_BYTES):
                 self.data_received(data[start : start + _MAX_HEAD_BYTES])
             return
+        if self._payload_parser is not None:
+            _parse(self, data)  # frames of a WebSocket
+            return
         if self.ends and data:
             return
         count = self._request_count
-        if not count and b"pgrade" in data:
+        if not count and b"pgrade" in data and not (self.takes_upgrades and data[:4] == b"GET "):
             # Whatever it asks for is declined. aiohttp would drop what came in the same piece.
             # Clients ask with their first request; to look at all costs half a microsecond.
             data = _UPGRADE.sub(_NO_UPGRADE, data)
@@ -140,6 +151,8 @@ class Connection(RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more, and may still read."""
+        if self._payload_parser is not None:
+            return False  # a WebSocket ends with its client
         self.ends = True
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("The body broke off."))

@@ -39,24 +39,16 @@ class _Server(web.Server):
         max_connections: int,
         unread: Unread,
         metrics: Metrics,
-        runs_signals: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._max_connections = max_connections
         self._unread = unread
-        self._runs_signals = runs_signals
         self._metrics = metrics
         self._open: dict[RequestHandler, None] = {}  # in the order in which they came
 
     def __call__(self) -> RequestHandler:
-        return Connection(
-            self,
-            loop=self._loop,
-            unread=self._unread,
-            runs_signals=self._runs_signals,
-            **self._kwargs,
-        )
+        return Connection(self, loop=self._loop, unread=self._unread, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -215,7 +207,9 @@ class Runner(web.AppRunner):
                 on_abort=metrics.connections_closed["unread"].add,
             ),
             metrics=metrics,
+            # Of each connection:
             runs_signals=_has_signals(self.app),
+            takes_upgrades=bool(self.app._subapps),
             **server._kwargs,
         )
 

@@ -15,10 +15,14 @@ from tasksvc.app import create_app
 from tasksvc.settings import Settings
 from tasksvc.web.routes import OPS, TASKS, Endpoint
 from tasksvc.web.server import Runner
+from tests.harness import eventually
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NAME = web.AppKey("name", str)
+
+ended: list[str] = []
+"""What the sub-application has ended."""
 
 PATHS = [
     "/tasks?limit=1",
@@ -78,6 +82,17 @@ async def file(request: web.Request) -> web.FileResponse:
     return web.FileResponse(__file__)
 
 
+async def echo(request: web.Request) -> web.WebSocketResponse:
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    try:
+        async for message in socket:
+            await socket.send_str(message.data)
+    finally:
+        ended.append("socket")
+    return socket
+
+
 async def read(request: web.Request) -> web.Response:
     return web.Response(text=await request.text())
 
@@ -98,6 +113,7 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
 async def client(
     settings: Settings, request: pytest.FixtureRequest
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    ended.clear()
     app = create_app(settings)
     app.middlewares.append(authenticate)
     app.on_response_prepare.append(sign)
@@ -113,6 +129,7 @@ async def client(
             web.get("/unfinished", unfinished),
             web.get("/file", file),
             web.post("/read", read),
+            web.get("/echo", echo),
         ]
     )
     app.add_subapp("/ui", ui)
@@ -169,6 +186,35 @@ async def test_every_response_has_the_headers(client: TestClient[Any, Any], path
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["X-Signed"] == "yes"
+
+
+async def test_web_socket_of_a_sub_application(client: TestClient[Any, Any]) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+        await client.ws_connect("/ui/echo")
+    async with client.ws_connect("/ui/echo", headers=KEY | {"X-Request-ID": "mine"}) as socket:
+        assert socket._response.headers["X-Request-ID"] == "mine"
+        assert socket._response.headers["X-Signed"] == "yes"
+        for _ in range(5):
+            await socket.send_str("x" * 10_000)
+            assert await socket.receive_str() == "x" * 10_000
+
+
+async def test_web_socket_learns_that_its_client_is_gone(client: TestClient[Any, Any]) -> None:
+    socket = await client.ws_connect("/ui/echo", headers=KEY)
+    assert not ended
+
+    socket._conn.transport.abort()
+
+    await eventually(lambda: ended)
+
+
+async def test_upgrade_that_is_declined_ends_the_connection(client: TestClient[Any, Any]) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    async with client.get("/health", headers=KEY | upgrade) as response:
+        assert response.status == 200
+        assert (await response.json())["status"] == "ok"
+    async with client.post("/task", json={"content": "x"}, headers=KEY | upgrade) as response:
+        assert response.status in (201, 400)
 
 
 async def test_error_page_of_a_sub_application_stays_one(client: TestClient[Any, Any]) -> None:
