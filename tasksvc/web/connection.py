@@ -172,6 +172,8 @@ class Connection(RequestHandler):
         task = self._task_handler
         if task is not None and not _has_begun(task):
             task.cancel()  # aiohttp expects that a connection lives until its task has begun
+        if self.transport is not None:
+            self._unread.remove(self.transport)
         super().connection_lost(exc)
         self._body = None
         self._wake()
@@ -197,8 +199,15 @@ class Connection(RequestHandler):
             self._unread.remove(transport)
             self._drained = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:  # `drained` replaces it by the size of the whole answer
+            self._unread.add(self.transport, self.transport.get_write_buffer_size())
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.transport is not None:
+            self._unread.remove(self.transport)
         self._wake()
 
     def _wake(self) -> None:

@@ -56,6 +56,7 @@ class Unread:
     def add(self, transport: asyncio.Transport, size: int) -> None:
         """An answer of `size` bytes that was written, and is not sent in full."""
         loop = asyncio.get_running_loop()
+        self.remove(transport)
         self._answers[transport] = _Answer(transport, size, loop.time())
         self.bytes += size
         if self.bytes > self._max_bytes:

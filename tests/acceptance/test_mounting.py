@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from tasksvc.settings import Settings
 from tasksvc.web.routes import OPS, TASKS, Endpoint
 from tasksvc.web.server import Runner
 from tests.harness import eventually
+from tests.wire import JSON, Wire, assert_problem, request, talk
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,6 +38,8 @@ PATHS = [
 ]
 
 KEY = {"Authorization": "Bearer right"}
+
+AUTHORIZATION = "Authorization: Bearer right"
 
 
 class Served(TestServer):
@@ -76,6 +80,16 @@ async def unfinished(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     await response.write(b"begin")
     raise ValueError
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b"x" * 100_000)
+    finally:
+        ended.append("stream")
 
 
 async def file(request: web.Request) -> web.FileResponse:
@@ -228,6 +242,53 @@ async def test_stream_that_breaks_off_ends_the_connection(client: TestClient[Any
         assert response.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
+
+
+@pytest.fixture
+async def port(settings: Settings) -> AsyncIterator[int]:
+    """Of a service with a sub-application behind the middleware, and little patience."""
+    ended.clear()
+    app = create_app(replace(settings, write_timeout_seconds=0.5))
+    app.middlewares.append(authenticate)
+    ui = web.Application()
+    ui.add_routes(
+        [
+            web.get("/endless", endless),
+            web.get("/unfinished", unfinished),
+            web.post("/read", read),
+        ]
+    )
+    app.add_subapp("/ui", ui)
+    async with Served(app) as server:
+        assert server.port is not None
+        yield server.port
+
+
+async def test_stream_that_is_not_read_is_ended(port: int) -> None:
+    with Wire(port) as wire:
+        wire.send(request("GET", "/ui/endless", AUTHORIZATION))
+        await eventually(lambda: ended)
+
+    answer = await asyncio.to_thread(talk, port, request("GET", "/metrics", AUTHORIZATION))
+    assert b'tasksvc_connections_closed_total{reason="unread"} 1' in answer.body.splitlines()
+
+
+async def test_nothing_follows_a_stream_that_breaks_off(port: int) -> None:
+    with Wire(port) as wire:
+        wire.send(request("GET", "/ui/unfinished", AUTHORIZATION))
+        wire.socket.settimeout(10)
+        received = b""
+        while data := await asyncio.to_thread(wire.socket.recv, 10_000):
+            received += data
+
+    assert received.endswith(b"\r\n\r\n5\r\nbegin\r\n")
+
+
+@pytest.mark.parametrize("path", ["/task", "/ui/read", "/none"])
+async def test_body_is_not_asked_for_before_the_middleware_has_agreed(port: int, path: str) -> None:
+    head = request("POST", path, JSON, "Expect: 100-continue", "Content-Length: 10")
+
+    assert_problem(await asyncio.to_thread(talk, port, head), 401)
 
 
 async def test_redirection_of_a_sub_application_stays_one(client: TestClient[Any, Any]) -> None:
