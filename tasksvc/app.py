@@ -39,6 +39,7 @@ from tasksvc.loop import Loop, WakeUp
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Running
 from tasksvc.services.cleanup import Cleanup
+from tasksvc.services.direct_start import DirectStart
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.queues import QueueService
 from tasksvc.services.rescue import Rescue
@@ -104,7 +105,7 @@ def create_app(
         async with (
             _stores(settings) as stores,
             _stream(settings, kinds, specs) as stream,
-            _services(settings, stores, stream, metrics, kinds) as services,
+            _services(settings, stores, stream, metrics, kinds, specs) as services,
             _handlers(settings, services, specs, handler) as handlers,
             _background(settings, stores, stream, services, handlers, metrics) as background,
         ):
@@ -157,6 +158,12 @@ def _attempts_by_kind(settings: Settings, specs: Mapping[str, Declared]) -> dict
     return attempts | ({http.KIND: None} if settings.http_allow else {})
 
 
+def _direct_kinds(settings: Settings, specs: Mapping[str, Declared]) -> set[str]:
+    """Returns the kinds whose tasks may start where they are created."""
+    on_loop = {k for k, each in specs.items() if each.run_in == "loop" and each.concurrency is None}
+    return on_loop | (_attempts_by_kind(settings, specs).keys() - specs.keys())
+
+
 @dataclass(frozen=True)
 class _Stores:
     database: Database
@@ -203,6 +210,7 @@ class _Services:
     """What can be done, and what the background shares with it: its runs and its wake-ups."""
 
     runs: Running
+    direct_start: DirectStart
     wake_relay: WakeUp
     wake_scheduler: WakeUp
     publisher: Publisher
@@ -220,8 +228,10 @@ async def _services(
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, int | None],
+    specs: Mapping[str, Declared],
 ) -> AsyncIterator[_Services]:
     runs, wake_relay, wake_scheduler = Running(), WakeUp(settings.relay_seconds), WakeUp()
+    direct_start = DirectStart(_direct_kinds(settings, specs))
     store, max_waiting = stores.tasks, settings.max_waiting
     publisher = Publisher(
         store,
@@ -237,6 +247,7 @@ async def _services(
         metrics,
         kinds,
         stop_runs=runs.stop,
+        direct_start=direct_start,
         lease_seconds=settings.lease_seconds,
         group_size=settings.group_size,
         max_waiting=max_waiting,
@@ -262,6 +273,7 @@ async def _services(
     try:
         yield _Services(
             runs,
+            direct_start,
             wake_relay,
             wake_scheduler,
             publisher,
@@ -349,7 +361,6 @@ async def _background(
         grace_seconds=settings.grace_seconds,
     )
     duties.append(Loop(Watchdog(background.stalled, metrics)))
-    services.worker.on_new = background.reserve
     runners = handlers.runners
     runners.when_thread_free(background.wake)
     metrics.before_scrape(
@@ -374,19 +385,20 @@ def _consumers(
     kinds, worker = handlers.kinds, services.worker
     retry = RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds)
     executor = Executor(kinds, retry, metrics, max_result_bytes=settings.max_result_bytes)
-    worker.starting_kinds = frozenset(
-        name for name, kind in kinds.items() if kind.run_in == "loop" and kind.concurrency is None
-    )
     places = share_out(
         {name: (kind.run_in, kind.concurrency) for name, kind in kinds.items()},
         {"loop": settings.concurrency, "thread": settings.threads, "process": settings.processes},
         settings.workers,
         blocked={"thread": lambda: handlers.runners.lingering_threads},
     )
-    return [
+    consumers = [
         Consumer(number, own, worker, stream, executor, services.runs)
         for number, own in enumerate(places, 1)
     ]
+    for consumer in consumers:
+        if consumer.places.run_in == "loop":
+            services.direct_start.add(consumer.reserve)
+    return consumers
 
 
 def _duties(

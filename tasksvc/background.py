@@ -14,7 +14,7 @@ from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.duties.loop_guard import LoopGuard
 from tasksvc.loop import Loop
 from tasksvc.runs import Running
-from tasksvc.services.worker import Take, WorkerService
+from tasksvc.services.worker import WorkerService
 from tasksvc.stream.task_stream import TaskStream
 
 log = structlog.get_logger(__name__)
@@ -91,14 +91,6 @@ class Background:
     def running_count(self) -> int:
         """How many handlers run."""
         return len(self._running)
-
-    def reserve(self, count: int) -> Take | None:
-        """Places on the event loop for tasks that are about to be created, of a consumer that waits
-        for any."""
-        for consumer in self._consumers:
-            if consumer.places.run_in == "loop" and (take := consumer.reserve(count)):
-                return take
-        return None
 
     async def stop(self) -> None:
         """Takes nothing more, lets what runs end within the grace period, hands back the rest."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Running
+from tasksvc.services.direct_start import DirectStart
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.rescue import Rescue
 from tasksvc.services.tasks import TaskService
@@ -21,6 +22,7 @@ class Services:
     """Those of one process, which is not registered yet."""
 
     runs: Running
+    direct_start: DirectStart
     publisher: Publisher
     worker: WorkerService
     rescue: Rescue
@@ -41,7 +43,7 @@ class Services:
         wake_relay_in: Callable[[float], object] = float,
     ) -> Services:
         kinds = kinds or {DEFAULT_KIND: None}
-        runs = Running()
+        runs, direct_start = Running(), DirectStart(kinds)
         bounds = {"group_size": 100, "max_waiting": 1000}
         publisher = Publisher(
             store,
@@ -57,11 +59,13 @@ class Services:
             metrics,
             kinds,
             stop_runs=stop_runs or runs.stop,
+            direct_start=direct_start,
             lease_seconds=lease_seconds,
             **bounds,
         )
         return cls(
             runs,
+            direct_start,
             publisher,
             worker,
             Rescue(store, stream, publisher, worker, metrics, lease_seconds=lease_seconds),

@@ -21,7 +21,8 @@ from tasksvc.domain.outcome import Finish, Outcome
 from tasksvc.domain.task import Claim, Lane
 from tasksvc.loop import Loop
 from tasksvc.runs import Run, Running
-from tasksvc.services.worker import Take, WorkerService
+from tasksvc.services.direct_start import Start
+from tasksvc.services.worker import WorkerService
 from tasksvc.stream.task_stream import Entry, TaskStream
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,7 @@ class Consumer:
                 return taken
         return await self._take_from_store()
 
-    def reserve(self, count: int) -> Take | None:
+    def reserve(self, count: int) -> Start | None:
         """Keeps places for tasks that are about to be created; None if others wait for them, or if
         it has none to spare."""
         is_idle = self._number in self._stream.waiting or self._has_all
@@ -228,10 +229,7 @@ class Consumer:
             self.places.release(count - len(claims))
             self.wake()
         if claims:
-            # Two turns of the loop later the answers to those who created them are written. A
-            # handler may hold the loop, or end the process, and they should know by then.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._start_new, claims)
+            self._start_new(claims)
 
     def _start_new(self, claims: Sequence[Claim]) -> None:
         """The stream is told as well."""

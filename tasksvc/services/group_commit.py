@@ -79,6 +79,7 @@ class Group(Generic[Item, Result]):
         self._weigh = weigh
         self._observe = observe
         self._waiting: deque[_Entry] = deque()
+        self._when_given: list[Callable[[], None]] = []
         self._weight = 0
         self._writer: asyncio.Task[None] | None = None
 
@@ -113,6 +114,16 @@ class Group(Generic[Item, Result]):
         """The same for items that are written together or not at all: the future raises the first
         of their errors."""
         return self._enter(items, is_whole=True)
+
+    def when_given(self, call: Callable[[], None]) -> None:
+        """Calls the function once the callers of the group that is being written have run on with
+        their results. To be called by `write`.
+
+        A caller is resumed by a callback that the event loop has when its result is given. asyncio
+        runs callbacks in their order, so this one comes after all of those.
+        https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.call_soon
+        """
+        self._when_given.append(call)
 
     async def drain(self) -> None:
         """Waits until nothing is under way."""
@@ -154,6 +165,7 @@ class Group(Generic[Item, Result]):
         finally:
             # A writer that was killed has left these callers.
             _fail(group, StoreUnavailable())
+            self._call_when_given()
 
     def _take(self) -> list[_Entry]:
         group: list[_Entry] = []
@@ -185,6 +197,12 @@ class Group(Generic[Item, Result]):
             if not entry.results.done():
                 _give(entry, results[start:end])
             start = end
+        self._call_when_given()
+
+    def _call_when_given(self) -> None:
+        calls, self._when_given = self._when_given, []
+        for call in calls:
+            asyncio.get_running_loop().call_soon(call)
 
     async def _halve(self, pieces: Sequence[Sequence[Item]], error: Exception) -> list[Any]:
         """One result for each item of the pieces, which failed together. One bad item must not fail

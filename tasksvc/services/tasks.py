@@ -350,6 +350,7 @@ class TaskService:
                 made = await self._store.insert_tasks(tasks)
             else:
                 made, taking.claims = await self._store.insert_held_tasks(tasks, taking.hold)
+        self._creates.when_given(taking.start)
         self.publish_soon(tasks, taking.claims)
         return [Created(task) for task in made]
 
@@ -370,6 +371,7 @@ class TaskService:
         """Raises AlreadyThere."""
         with self._worker.taking(tasks) as taking:
             made, taking.claims = await self._store.insert_fresh_tasks(tasks, taking.hold)
+        self._special_creates.when_given(taking.start)
         self._tell_special(list(zip(tasks, made, strict=True)), taking.claims)
         return [Created(task) for task in made]
 

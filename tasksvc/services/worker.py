@@ -6,9 +6,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -27,7 +28,6 @@ from tasksvc.domain.errors import (
 )
 from tasksvc.domain.outcome import Finish
 from tasksvc.domain.task import (
-    DEFAULT_KIND,
     Canceled,
     Claim,
     Hold,
@@ -36,6 +36,7 @@ from tasksvc.domain.task import (
     Status,
 )
 from tasksvc.metrics import Metrics
+from tasksvc.services.direct_start import DirectStart
 from tasksvc.services.group_commit import Group
 from tasksvc.services.publisher import Publisher
 from tasksvc.store.task_store import TaskStore
@@ -53,9 +54,6 @@ _AFTER_FAILURE = {
 StopRuns = Callable[[Sequence[str]], object]
 """Stops the runs of tasks, by their ids, that this worker has lost: canceled, or rescued."""
 
-Take = Callable[[Sequence[Claim]], None]
-"""Starts runs in places that were kept for them, and frees the others. To be called once."""
-
 
 @dataclass(slots=True)
 class Taking:
@@ -65,6 +63,8 @@ class Taking:
     """None: nothing; they go their way through the stream."""
     claims: Sequence[Claim] = ()
     """The claims that came of it. The caller that inserts sets them."""
+    start: Callable[[], None] = lambda: None
+    """Starts what was claimed. To be called once the callers have their answers."""
 
 
 class WorkerService:
@@ -83,12 +83,14 @@ class WorkerService:
         kinds: Mapping[str, int | None],
         *,
         stop_runs: StopRuns,
+        direct_start: DirectStart,
         lease_seconds: float,
         group_size: int,
         max_waiting: int,
     ) -> None:
         """`kinds` are those that this process serves."""
         self._stop_runs = stop_runs
+        self._direct_start = direct_start
         self._store = store
         self._stream = stream
         self._publisher = publisher
@@ -109,11 +111,6 @@ class WorkerService:
         self._doubtful: set[str] = set()  # what claims may have taken, or may still take, unnoticed
         self._must_settle = False
         self._steady_since = -inf  # no renewal has failed yet
-        self.starting_kinds: Collection[str] = frozenset(kinds)
-        """Those whose tasks may start where they are created."""
-        self.on_new: Callable[[int], Take | None] = lambda count: None
-        """Asked to keep places for so many tasks that are about to be created. Only a consumer that
-        has nothing else to do does it."""
 
         self._background: set[asyncio.Task[None]] = set()
 
@@ -255,9 +252,10 @@ class WorkerService:
         """While tasks are inserted: if a consumer here waits for any, they need not go through the
         stream first, nor be claimed by a statement of their own."""
         worker_id = self.id
-        ids = [] if worker_id is None else [task.id for task in tasks if self._may_start(task)]
-        take = self.on_new(len(ids)) if ids else None
-        if take is None or worker_id is None:
+        fits = self._direct_start.fits
+        ids = [] if worker_id is None else [task.id for task in tasks if fits(task)]
+        start = self._direct_start.reserve(len(ids)) if ids else None
+        if start is None or worker_id is None:
             yield Taking(None)
             return
         taking = Taking(Hold(worker_id, frozenset(ids), self._epoch))
@@ -279,7 +277,10 @@ class WorkerService:
             for id in ids:
                 self._held.pop(id, None)
             self._keep(claims)
-            take(claims)
+            if claims:
+                taking.start = partial(start, claims)
+            else:
+                start(())
 
     async def hand_on(self, ids: Sequence[str]) -> None:
         """Has tasks published again later that this process can't start: of kinds
@@ -412,13 +413,6 @@ class WorkerService:
         lost = [id for id in lost if still_held.get(id) == held[id]]
         self._stop_runs(lost)
         return len(lost)
-
-    def _may_start(self, task: NewTask) -> bool:
-        return (
-            task.is_published
-            and not task.options.waits
-            and (task.options.kind or DEFAULT_KIND) in self.starting_kinds
-        )
 
     def _keep(self, claims: Iterable[Claim]) -> None:
         for claim in claims:

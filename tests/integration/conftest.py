@@ -53,6 +53,7 @@ class Worker:
         self.stream = stream
         self.metrics = metrics
         self.running = services.runs
+        self.direct_start = services.direct_start
         executor = Executor(
             {kind: Kind(handler) for kind in limits or ("default",)},
             RetryPolicy(0, 0),

@@ -55,7 +55,7 @@ async def worker(make_worker: MakeWorker, handler: Handler) -> Worker:
 
 async def idle(worker: Worker) -> None:
     assert await worker.take() == 0
-    worker.service.on_new = worker.consumer.reserve
+    worker.direct_start.add(worker.consumer.reserve)
 
 
 async def create(worker: Worker, **options: Any) -> Task:
@@ -211,7 +211,7 @@ async def test_consumer_that_has_not_read_yet_or_found_more_than_it_took_takes_n
     make_worker: MakeWorker, handler: Handler, rows: Rows
 ) -> None:
     worker = make_worker(handler, places=2)
-    worker.service.on_new = worker.consumer.reserve
+    worker.direct_start.add(worker.consumer.reserve)
     await worker.service.register()
     for _ in range(4):
         await worker.create()
