@@ -372,3 +372,42 @@ async def test_error_among_the_results_is_of_its_item_alone() -> None:
         await together
     assert each[0] == "wrote 3"
     assert isinstance(each[1], TaskNotFound)
+
+
+async def test_calls_come_after_the_callers_have_run_on() -> None:
+    order: list[str] = []
+
+    async def write(items: list[int]) -> Sequence[str]:
+        await asyncio.sleep(0)
+        group.when_given(lambda: order.append("call"))
+        return [f"wrote {item}" for item in items]
+
+    group: Group[int, str] = Group("test", write)
+
+    async def caller(item: int) -> None:
+        order.append(await group.join(item))
+
+    await asyncio.gather(*map(caller, range(3)))
+    await eventually(lambda: "call" in order)
+
+    assert order.index("call") > order.index("wrote 0")
+    assert order[-1] == "call"
+
+
+async def test_calls_come_when_the_writer_is_killed_after_its_statement() -> None:
+    called = asyncio.Event()
+
+    async def write(items: list[int]) -> Sequence[str]:
+        group.when_given(called.set)
+        await asyncio.sleep(60)
+        return []
+
+    group: Group[int, str] = Group("test", write)
+    result = group.join(1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    kill_writer()
+
+    with pytest.raises(StoreUnavailable):
+        await result
+    await asyncio.wait_for(called.wait(), 1)
