@@ -18,11 +18,11 @@ from tasksvc.web.schemas.schedules import SchedulePut, ScheduleSearch
 from tasksvc.web.schemas.shapes import (
     Attempts,
     CanceledTasks,
-    Health,
-    Queue,
+    HealthJson,
+    QueueJson,
     Queues,
     RetriedTasks,
-    Schedule,
+    ScheduleJson,
     Schedules,
     Tasks,
 )
@@ -68,7 +68,7 @@ class Endpoint:
 
 _READ, _WRITE, _QUEUES, _OPEN = Scope.READ, Scope.WRITE, Scope.QUEUES, Scope.NONE
 
-_HEALTH = {200: Health, 503: Health}
+_HEALTH = {200: HealthJson, 503: HealthJson}
 
 TASKS = (
     Endpoint(
@@ -92,22 +92,27 @@ TASKS = (
         "POST /tasks/retry", tasks.retry_tasks, _WRITE, {200: RetriedTasks}, (400, 422), TasksStep
     ),
     Endpoint("GET /queues", queues.find_queues, _READ, {200: Queues}, (422,), query=QueueSearch),
-    Endpoint("GET /queues/{name}", queues.get_queue, _READ, {200: Queue}, (404,)),
+    Endpoint("GET /queues/{name}", queues.get_queue, _READ, {200: QueueJson}, (404,)),
     Endpoint(
-        "PUT /queues/{name}", queues.put_queue, _QUEUES, {200: Queue, 201: Queue}, (422,), QueuePut
+        "PUT /queues/{name}",
+        queues.put_queue,
+        _QUEUES,
+        {200: QueueJson, 201: QueueJson},
+        (422,),
+        QueuePut,
     ),
     Endpoint("DELETE /queues/{name}", queues.delete_queue, _QUEUES, {204: None}, (404, 409)),
-    Endpoint("POST /queues/{name}/pause", queues.pause_queue, _QUEUES, {200: Queue}, (404,)),
-    Endpoint("POST /queues/{name}/resume", queues.resume_queue, _QUEUES, {200: Queue}, (404,)),
+    Endpoint("POST /queues/{name}/pause", queues.pause_queue, _QUEUES, {200: QueueJson}, (404,)),
+    Endpoint("POST /queues/{name}/resume", queues.resume_queue, _QUEUES, {200: QueueJson}, (404,)),
     Endpoint(
         "PUT /schedules/{name}",
         schedules.put_schedule,
         _QUEUES,
-        {200: Schedule, 201: Schedule},
+        {200: ScheduleJson, 201: ScheduleJson},
         (409, 422),
         SchedulePut,
     ),
-    Endpoint("GET /schedules/{name}", schedules.get_schedule, _READ, {200: Schedule}, (404,)),
+    Endpoint("GET /schedules/{name}", schedules.get_schedule, _READ, {200: ScheduleJson}, (404,)),
     Endpoint(
         "GET /schedules",
         schedules.find_schedules,

@@ -15,9 +15,16 @@ from tasksvc.domain.queue import Queue
 from tasksvc.domain.schedule import Schedule
 from tasksvc.domain.task import Step, Task
 from tasksvc.slices import Slices
-from tasksvc.web.schemas import shapes
 from tasksvc.web.schemas.moments import shown_moment
-from tasksvc.web.schemas.shapes import Attempts, CanceledTasks, RetriedTasks, Tasks
+from tasksvc.web.schemas.shapes import (
+    AttemptJson,
+    Attempts,
+    CanceledTasks,
+    QueueJson,
+    RetriedTasks,
+    ScheduleJson,
+    Tasks,
+)
 
 _Item = TypeVar("_Item")
 
@@ -124,14 +131,14 @@ def dump_step(
 
 
 def _dump_attempt(attempt: Attempt) -> bytes:
-    return _encode(shapes.Attempt(**_shown(attempt._asdict())))
+    return _encode(AttemptJson(**_shown(attempt._asdict())))
 
 
 def dump_queue(queue: Queue) -> bytes:
     """Returns a queue as JSON."""
     left = queue.empty_seconds
     return _encode(
-        shapes.Queue(
+        QueueJson(
             queue.name,
             queue.concurrency,
             queue.is_paused,
@@ -148,7 +155,7 @@ def dump_schedule(schedule: Schedule) -> bytes:
     """Returns a schedule as JSON."""
     fields = _shown(schedule._asdict())
     fields["task"] = msgspec.Raw(schedule.task.encode())
-    return _encode(shapes.Schedule(**fields, is_paused=schedule.is_paused))
+    return _encode(ScheduleJson(**fields, is_paused=schedule.is_paused))
 
 
 def _shown(fields: dict[str, Any]) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from tasksvc.domain.schedule import Missed
 from tasksvc.domain.task import Task
 
 
-class _Shape(msgspec.Struct, omit_defaults=True):
+class _Json(msgspec.Struct, omit_defaults=True):
     """An object of JSON."""
 
 
-class Tasks(_Shape):
+class Tasks(_Json):
     """Tasks in a list, or a page of them."""
 
     tasks: list[Task]
     next_cursor: str | None = None
 
 
-class Attempt(_Shape):
+class AttemptJson(_Json):
     """One run of a task."""
 
     attempt: int
@@ -38,13 +38,13 @@ class Attempt(_Shape):
     traceback: str | None = None
 
 
-class Attempts(_Shape):
+class Attempts(_Json):
     """The runs of a task."""
 
-    attempts: list[Attempt]
+    attempts: list[AttemptJson]
 
 
-class CanceledTasks(_Shape):
+class CanceledTasks(_Json):
     """A step of a cancel by filter."""
 
     matched: int
@@ -54,7 +54,7 @@ class CanceledTasks(_Shape):
     next_cursor: str | None = None
 
 
-class RetriedTasks(_Shape):
+class RetriedTasks(_Json):
     """A step of a retry by filter."""
 
     matched: int
@@ -64,7 +64,7 @@ class RetriedTasks(_Shape):
     next_cursor: str | None = None
 
 
-class Queue(_Shape):
+class QueueJson(_Json):
     """A queue."""
 
     name: str
@@ -77,13 +77,13 @@ class Queue(_Shape):
     empty_seconds: float | None
 
 
-class Queues(_Shape):
+class Queues(_Json):
     """A page of queues."""
 
-    queues: list[Queue]
+    queues: list[QueueJson]
 
 
-class Schedule(_Shape):
+class ScheduleJson(_Json):
     """A schedule."""
 
     name: str
@@ -99,13 +99,13 @@ class Schedule(_Shape):
     is_paused: bool
 
 
-class Schedules(_Shape):
+class Schedules(_Json):
     """A page of schedules."""
 
-    schedules: list[Schedule]
+    schedules: list[ScheduleJson]
 
 
-class Health(_Shape):
+class HealthJson(_Json):
     """Whether the service can serve."""
 
     status: str

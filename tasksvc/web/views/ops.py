@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from tasksvc import logs
 from tasksvc.web.answers import Answer
 from tasksvc.web.app_keys import HEALTH, METRICS, SERVICE
-from tasksvc.web.schemas.shapes import Health
+from tasksvc.web.schemas.shapes import HealthJson
 
 _encode = msgspec.json.Encoder().encode
 
@@ -20,8 +20,8 @@ async def health(request: web.Request) -> Answer:
     checks = request.app[HEALTH]
     degraded, problems = checks.degraded(), await checks.problems()
     if problems:
-        return _health(Health("unavailable", degraded, problems))
-    return _health(Health("ok", degraded))
+        return _health(HealthJson("unavailable", degraded, problems))
+    return _health(HealthJson("ok", degraded))
 
 
 async def health_live(request: web.Request) -> Answer:
@@ -43,9 +43,9 @@ async def metrics(request: web.Request) -> Answer:
 
 
 def _yes_or_no(is_so: bool) -> Answer:
-    return _health(Health("ok" if is_so else "unavailable"))
+    return _health(HealthJson("ok" if is_so else "unavailable"))
 
 
-def _health(health: Health) -> Answer:
+def _health(health: HealthJson) -> Answer:
     status = HTTPStatus.OK if health.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
     return Answer(_encode(health), status=status)
