@@ -16,8 +16,9 @@ import click
 
 from ops.bench import costs, growth, growth_report, latency, report, stores
 from ops.bench.children import ROOT, BenchError
-from ops.bench.measures import Bench, Options
+from ops.bench.measures import Bench
 from ops.bench.report import Round
+from ops.bench.servers import Options
 
 RESULTS = ROOT / "bench-results"
 
@@ -98,12 +99,10 @@ def main(seconds: float, rounds: int, connections: int, full: bool, finished: in
             raise click.ClickException(str(error)) from None
     path = RESULTS / f"{results['started_at'].replace(':', '')}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
-    picture = path.with_suffix(".svg")
-    picture.write_text(report.picture(results))
     click.echo(report.table(results))
     if full:
         click.echo("\n" + growth_report.tables(results["growth"]))
-    click.echo(f"\n{path.relative_to(ROOT)}, {picture.relative_to(ROOT)}", err=True)
+    click.echo(f"\n{path.relative_to(ROOT)}", err=True)
 
 
 def _measure(folder: Path, options: Options, rounds: int, finished: int) -> dict[str, Any]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 from redis.exceptions import ResponseError
 
 from ops.bench.children import BenchError
 from ops.bench.load import CONTENT_BYTES, content
+from ops.bench.servers import Servers
 from tasksvc.stream.keys import FIELD, GROUP, Keys
-
-if TYPE_CHECKING:
-    from ops.bench.measures import Bench
 
 _DRAIN_SECONDS = 120.0
 _BATCH = 1000
@@ -73,13 +71,13 @@ GROUP BY begun
 """How many were drained in what time: since it began, or but for the first twentieth."""
 
 
-def lowest_id(bench: Bench) -> str:
+def lowest_id(bench: Servers) -> str:
     """Not above the id of any task that is made from now on."""
     ((id,),) = bench.query(_LOWEST_ID)
     return str(id)
 
 
-def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES) -> None:
+def fill(bench: Servers, database: str, count: int, content_bytes: int = CONTENT_BYTES) -> None:
     """So many tasks, in the table and in the stream."""
     ids = [id for (id,) in bench.query(_FILL, content(content_bytes), count, database=database)]
     key = Keys(database).tasks
@@ -98,7 +96,7 @@ def fill(bench: Bench, database: str, count: int, content_bytes: int = CONTENT_B
 
 
 def drained(
-    bench: Bench, database: str, since: str, begun_at: datetime | None = None
+    bench: Servers, database: str, since: str, begun_at: datetime | None = None
 ) -> dict[str, Any]:
     """The rate at which the tasks from this id on come to their end, by the table's own times.
 
@@ -120,7 +118,7 @@ def drained(
 
 
 def fill_finished(
-    bench: Bench, database: str, count: int, content_bytes: int = CONTENT_BYTES
+    bench: Servers, database: str, count: int, content_bytes: int = CONTENT_BYTES
 ) -> None:
     """So many finished tasks, one each millisecond until a day ago; then as after a long rest:
     vacuumed, analyzed, written to disk."""

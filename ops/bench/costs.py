@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from ops.bench import backlog
 from ops.bench.children import BenchError
-from ops.bench.measures import Bench, Found
+from ops.bench.measures import Bench
+from ops.bench.servers import Found
 
 _REST_SECONDS = 3.0
 """Until a service that has its tasks in hand has done its duties once more."""
@@ -14,7 +16,7 @@ _REST_SECONDS = 3.0
 _START_SECONDS = 60.0
 
 # Its tasks never end by themselves, and are not waited for at the end.
-_SLEEPING = {"TASK_SIMULATED_SECONDS": 60, "TASKSVC_GRACE_SECONDS": 0}
+_SLEEPING: dict[str, Any] = {"TASK_SIMULATED_SECONDS": 60, "TASKSVC_GRACE_SECONDS": 0}
 
 
 def on_disk(bench: Bench) -> Found:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ops.bench import backlog
 from ops.bench.children import Child
-from ops.bench.measures import CREATE, DRAINING, Bench, Found, lives
+from ops.bench.measures import CREATE, Bench
+from ops.bench.servers import DRAINING, Found, lives
 from ops.bench.shapes import FIGURES, drain, reads_final, scrape_ms
 
 EMPTY = "bench_empty"

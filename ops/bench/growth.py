@@ -12,7 +12,8 @@ import psycopg2
 
 from ops.bench import costs, finished
 from ops.bench.children import BenchError
-from ops.bench.measures import Bench, Found
+from ops.bench.measures import Bench
+from ops.bench.servers import Found
 from ops.bench.shapes import FIGURES, SHAPES, figures
 
 DRAIN = "drain of 100,000"

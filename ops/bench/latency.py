@@ -17,7 +17,8 @@ import orjson
 from ops.bench import children
 from ops.bench.children import BenchError
 from ops.bench.load import CONTENT_BYTES, cancel, content, percentile
-from ops.bench.measures import CREATE, Bench, Found
+from ops.bench.measures import CREATE, Bench
+from ops.bench.servers import Found
 
 _WARM_UP = 20
 """Of each kind, before those that count."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import redis
 
-from ops.bench import plot, stores
+from ops.bench import stores
 from ops.bench.children import ROOT
-from ops.bench.measures import Bench, Found
+from ops.bench.measures import Bench
+from ops.bench.servers import Found
 
 MEASURES = {
     "creates": ("durable creates", "echo_creates"),
@@ -121,20 +122,6 @@ def table(results: dict[str, Any]) -> str:
     for what, count in results["unexpected"].items():
         lines.append(f"UNEXPECTED: {what}, {count} times")
     return "\n".join(lines)
-
-
-def picture(results: dict[str, Any]) -> str:
-    """The ratios, as SVG."""
-    machine, options = results["machine"], results["options"]
-    subtitle = (
-        f"{results['started_at'][:10]}, commit {machine['commit']}: {machine['cores']} cores"
-        f" ({machine['processor']}), PostgreSQL {machine['postgresql']} with fsync"
-        f" {machine['fsync']}, {options['rounds']} rounds of {options['seconds']:g} s"
-    )
-    words = {name: words for name, (words, _) in MEASURES.items()}
-    return plot.chart(
-        "tasksvc beside a bare aiohttp echo", subtitle, plot.bars(results["summary"], words)
-    )
 
 
 def beside_stores(found: dict[str, Any]) -> list[str]:

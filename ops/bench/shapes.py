@@ -13,7 +13,8 @@ import psutil
 from ops.bench import backlog, children
 from ops.bench.children import Child
 from ops.bench.load import CONTENT_BYTES, create, get
-from ops.bench.measures import PLACES, Bench, Found, lives
+from ops.bench.measures import Bench
+from ops.bench.servers import PLACES, Found, lives
 
 _READ_IDS = 1000
 _SCRAPES = 5

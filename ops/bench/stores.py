@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -18,10 +17,8 @@ import redis
 
 from ops.bench.children import BenchError
 from ops.bench.load import CONTENT_BYTES, content
+from ops.bench.servers import Found, Servers
 from tasksvc.embedded.binaries import find_postgres
-
-if TYPE_CHECKING:
-    from ops.bench.measures import Bench, Found
 
 ROW_CLIENTS = 16
 """On two cores 8 to 64 come to about the same. With fewer, too few share a flush of the log."""
@@ -48,7 +45,7 @@ def missing() -> set[str]:
     return {name for name, program in programs.items() if program is None}
 
 
-def pgbench(bench: Bench) -> Found:
+def pgbench(bench: Servers) -> Found:
     """One row a commit, prepared, over PostgreSQL's Unix socket; for whole seconds alone."""
     bench.query(_TABLE)
     bench.query("TRUNCATE single")
@@ -68,7 +65,7 @@ def pgbench(bench: Bench) -> Found:
     )
 
 
-def redis_benchmark(bench: Bench) -> Found:
+def redis_benchmark(bench: Servers) -> Found:
     """One XADD of a field like ours a call, each client's next when it has its answer."""
     trial = _add(bench, _TRIAL)
     return _add(bench, max(_TRIAL, round(trial["rate"] * bench.options.seconds)))
@@ -97,7 +94,7 @@ def read_redis_benchmark(output: str) -> Found:
         raise BenchError(f"redis-benchmark says: {output.strip()[-200:]}") from None
 
 
-def _add(bench: Bench, count: int) -> Found:
+def _add(bench: Servers, count: int) -> Found:
     try:
         return read_redis_benchmark(
             _run(

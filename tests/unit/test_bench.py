@@ -2,12 +2,11 @@
 
 import asyncio
 import re
-from xml.etree import ElementTree
 
 import pytest
 from msgspec.structs import asdict
 
-from ops.bench import load, options, paced, plot, report, stores
+from ops.bench import load, options, paced, report, stores
 from ops.bench.children import BenchError
 from tasksvc.web.schemas.tasks import load_task_create
 
@@ -199,21 +198,3 @@ async def test_an_open_loop_ends_when_all_connections_are_lost():
 
     assert found["answers"] == 0
     assert found["unexpected"]["a lost connection"] == 2
-
-
-def test_the_plot_is_whole_and_shows_every_ratio():
-    summary = {
-        "creates": {"ratio": 0.8, "lowest": 0.7, "highest": 0.9},
-        "drain": {"ratio": 2.5, "lowest": 2.4, "highest": 2.75},
-        "echo_creates": {"rate": 1.0},
-    }
-    bars = plot.bars(summary, {"creates": "creates", "drain": "drain < & >"})
-
-    drawn = ElementTree.fromstring(plot.chart("A & B", "<when>", bars))
-
-    texts = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"A & B", "<when>", "creates", "0.80", "drain < & >", "2.50"} <= set(texts)
-    width = float(drawn.attrib["width"])
-    assert all(
-        0 <= float(each.attrib["x"]) < width - 30 for each in drawn.iter() if "x" in each.attrib
-    )

@@ -16,10 +16,11 @@ import click
 from ops.bench import report as own_report
 from ops.bench.__main__ import RESULTS, Progress
 from ops.bench.children import ROOT, BenchError
-from ops.bench.measures import PLACES, Bench, Options
+from ops.bench.measures import Bench
 from ops.bench.peers import install, report
 from ops.bench.peers.measures import OwnBench, PeerBench
 from ops.bench.peers.registry import PEERS, Peer
+from ops.bench.servers import PLACES, Options
 
 # What a measure takes beside its load: processes' starts and ends, a backlog made or drained.
 BESIDE_SECONDS = {"creates": 0.5, "lives": 3.0, "drain": 3.5}

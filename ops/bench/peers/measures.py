@@ -13,10 +13,11 @@ import redis
 
 from ops.bench import children
 from ops.bench.children import ROOT, BenchError, Child
-from ops.bench.measures import CREATE, Bench, Found
+from ops.bench.measures import CREATE, Bench
 from ops.bench.peers import install
 from ops.bench.peers.registry import PEERS, Peer
 from ops.bench.peers.tally import Tally
+from ops.bench.servers import Found
 
 _VERB_SECONDS = 60.0
 _START_SECONDS = 20.0

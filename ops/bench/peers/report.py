@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ops.bench.measures import Found
 from ops.bench.peers.registry import PEERS, TASKSVC, Guarantees
+from ops.bench.servers import Found
 
 MEASURES = {
     "creates": "creates over HTTP",
