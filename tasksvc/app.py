@@ -32,17 +32,17 @@ from tasksvc.duties.scheduler import Scheduler
 from tasksvc.duties.watchdog import Watchdog
 from tasksvc.handlers import Handler, http
 from tasksvc.handlers.http import HttpDelivery
-from tasksvc.handlers.kinds import Declared, HandlersError, Kind, load
-from tasksvc.handlers.running import Runners
+from tasksvc.handlers.kinds import HandlersError, HandlerSpec, KindConfig, load
+from tasksvc.handlers.running import HandlerRunners
 from tasksvc.handlers.simulated import simulated
 from tasksvc.loop import Loop, WakeUp
 from tasksvc.metrics import Metrics
-from tasksvc.runs import Running
+from tasksvc.runs import RunRegistry
 from tasksvc.services.cleanup import Cleanup
 from tasksvc.services.direct_start import DirectStart
 from tasksvc.services.publisher import Publisher
 from tasksvc.services.queues import QueueService
-from tasksvc.services.rescue import Rescue
+from tasksvc.services.rescue import RescueService
 from tasksvc.services.schedules import ScheduleService
 from tasksvc.services.tasks import TaskService
 from tasksvc.services.worker import WorkerService
@@ -68,7 +68,7 @@ _SAYS_EVERY_SECONDS = 10.0
 """Why the start waits for PostgreSQL."""
 
 
-def load_handlers(settings: Settings) -> dict[str, Declared]:
+def load_handlers(settings: Settings) -> dict[str, HandlerSpec]:
     """Imports the handlers. Call it before anything is started that an error would leave behind,
     and outside the event loop: a module may use asyncio when it is imported.
 
@@ -89,7 +89,7 @@ def load_handlers(settings: Settings) -> dict[str, Declared]:
 def create_app(
     settings: Settings,
     handler: Handler | None = None,
-    declared: Mapping[str, Declared] | None = None,
+    declared: Mapping[str, HandlerSpec] | None = None,
 ) -> web.Application:
     """Makes the whole service. `settings` has both URLs, `handler` does the tasks without a kind,
     `declared` is what `load_handlers` found; None loads them here.
@@ -152,13 +152,15 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _attempts_by_kind(settings: Settings, specs: Mapping[str, Declared]) -> dict[str, int | None]:
+def _attempts_by_kind(
+    settings: Settings, specs: Mapping[str, HandlerSpec]
+) -> dict[str, int | None]:
     """Returns the kinds that this process serves, each with its own max_attempts."""
     attempts = {DEFAULT_KIND: None} | {kind: each.max_attempts for kind, each in specs.items()}
     return attempts | ({http.KIND: None} if settings.http_allow else {})
 
 
-def _direct_kinds(settings: Settings, specs: Mapping[str, Declared]) -> set[str]:
+def _direct_kinds(settings: Settings, specs: Mapping[str, HandlerSpec]) -> set[str]:
     """Returns the kinds whose tasks may start where they are created."""
     on_loop = {k for k, each in specs.items() if each.run_in == "loop" and each.concurrency is None}
     return on_loop | (_attempts_by_kind(settings, specs).keys() - specs.keys())
@@ -185,7 +187,7 @@ async def _stores(settings: Settings) -> AsyncIterator[_Stores]:
 
 @asynccontextmanager
 async def _stream(
-    settings: Settings, kinds: Iterable[str], specs: Mapping[str, Declared]
+    settings: Settings, kinds: Iterable[str], specs: Mapping[str, HandlerSpec]
 ) -> AsyncIterator[TaskStream]:
     assert settings.redis_url is not None
     ways = {each.run_in for each in specs.values()} - {"loop"}
@@ -209,13 +211,13 @@ async def _stream(
 class _Services:
     """What can be done, and what the background shares with it: its runs and its wake-ups."""
 
-    runs: Running
+    runs: RunRegistry
     direct_start: DirectStart
     wake_relay: WakeUp
     wake_scheduler: WakeUp
     publisher: Publisher
     worker: WorkerService
-    rescue: Rescue
+    rescue: RescueService
     tasks: TaskService
     schedules: ScheduleService
     queues: QueueService
@@ -228,9 +230,9 @@ async def _services(
     stream: TaskStream,
     metrics: Metrics,
     kinds: Mapping[str, int | None],
-    specs: Mapping[str, Declared],
+    specs: Mapping[str, HandlerSpec],
 ) -> AsyncIterator[_Services]:
-    runs, wake_relay, wake_scheduler = Running(), WakeUp(settings.relay_seconds), WakeUp()
+    runs, wake_relay, wake_scheduler = RunRegistry(), WakeUp(settings.relay_seconds), WakeUp()
     direct_start = DirectStart(_direct_kinds(settings, specs))
     store, max_waiting = stores.tasks, settings.max_waiting
     publisher = Publisher(
@@ -278,7 +280,9 @@ async def _services(
             wake_scheduler,
             publisher,
             worker,
-            Rescue(store, stream, publisher, worker, metrics, lease_seconds=settings.lease_seconds),
+            RescueService(
+                store, stream, publisher, worker, metrics, lease_seconds=settings.lease_seconds
+            ),
             tasks,
             schedules,
             QueueService(stores.queues, publisher, max_waiting=max_waiting),
@@ -290,29 +294,29 @@ async def _services(
 
 @dataclass(frozen=True)
 class _Handlers:
-    runners: Runners
-    kinds: Mapping[str, Kind]
+    runners: HandlerRunners
+    kinds: Mapping[str, KindConfig]
 
 
 @asynccontextmanager
 async def _handlers(
     settings: Settings,
     services: _Services,
-    declared: Mapping[str, Declared],
+    declared: Mapping[str, HandlerSpec],
     handler: Handler | None,
 ) -> AsyncIterator[_Handlers]:
     """Raises HandlersError."""
-    runners = Runners(
+    runners = HandlerRunners(
         services.worker.report,
         threads=settings.threads,
         processes=settings.processes,
         max_result_bytes=settings.max_result_bytes,
     )
-    kinds = {kind: Kind.of(each, runners.handler_of(each)) for kind, each in declared.items()}
-    kinds[DEFAULT_KIND] = Kind(handler or simulated(settings.simulated_seconds))
+    kinds = {kind: KindConfig.of(each, runners.handler_of(each)) for kind, each in declared.items()}
+    kinds[DEFAULT_KIND] = KindConfig(handler or simulated(settings.simulated_seconds))
     delivery = _delivery(settings)
     if delivery is not None:
-        kinds[http.KIND] = Kind(delivery)
+        kinds[http.KIND] = KindConfig(delivery)
     try:
         yield _Handlers(runners, kinds)
     finally:

@@ -13,7 +13,7 @@ from tasksvc.consumers.consumer import Consumer
 from tasksvc.domain.errors import StreamUnavailable, Unavailable
 from tasksvc.duties.loop_guard import LoopGuard
 from tasksvc.loop import Loop
-from tasksvc.runs import Running
+from tasksvc.runs import RunRegistry
 from tasksvc.services.worker import WorkerService
 from tasksvc.stream.task_stream import TaskStream
 
@@ -34,7 +34,7 @@ class Background:
         self,
         worker: WorkerService,
         stream: TaskStream,
-        running: Running,
+        running: RunRegistry,
         consumers: Sequence[Consumer],
         duties: Sequence[Loop],
         guard: LoopGuard,

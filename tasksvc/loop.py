@@ -32,7 +32,7 @@ _STALLED_AFTER_SECONDS = 30.0
 """No step takes so long: each is bounded by the time limits of the drivers and its own pause."""
 
 
-class Step(Protocol):
+class LoopBody(Protocol):
     """What a loop repeats."""
 
     name: str
@@ -95,7 +95,7 @@ class Loop:
     CancelledError that this service did not send is a fault like any other.
     """
 
-    def __init__(self, step: Step, wake_up: WakeUp | None = None) -> None:
+    def __init__(self, step: LoopBody, wake_up: WakeUp | None = None) -> None:
         self.name = step.name
         self._step = step
         self._is_stopping = False

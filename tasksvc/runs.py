@@ -48,7 +48,7 @@ class Run:
             self.task.cancel()
 
 
-class Running:
+class RunRegistry:
     """All runs of the process, by the id of their task."""
 
     def __init__(self) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tasksvc.domain.task import DEFAULT_KIND
 from tasksvc.metrics import Metrics
-from tasksvc.runs import Running
+from tasksvc.runs import RunRegistry
 from tasksvc.services.direct_start import DirectStart
 from tasksvc.services.publisher import Publisher
-from tasksvc.services.rescue import Rescue
+from tasksvc.services.rescue import RescueService
 from tasksvc.services.tasks import TaskService
 from tasksvc.services.worker import WorkerService
 from tasksvc.store.task_store import TaskStore
@@ -21,11 +21,11 @@ from tasksvc.stream.task_stream import TaskStream
 class Services:
     """Those of one process, which is not registered yet."""
 
-    runs: Running
+    runs: RunRegistry
     direct_start: DirectStart
     publisher: Publisher
     worker: WorkerService
-    rescue: Rescue
+    rescue: RescueService
     tasks: TaskService
 
     @classmethod
@@ -43,7 +43,7 @@ class Services:
         wake_relay_in: Callable[[float], object] = float,
     ) -> Services:
         kinds = kinds or {DEFAULT_KIND: None}
-        runs, direct_start = Running(), DirectStart(kinds)
+        runs, direct_start = RunRegistry(), DirectStart(kinds)
         bounds = {"group_size": 100, "max_waiting": 1000}
         publisher = Publisher(
             store,
@@ -68,7 +68,7 @@ class Services:
             direct_start,
             publisher,
             worker,
-            Rescue(store, stream, publisher, worker, metrics, lease_seconds=lease_seconds),
+            RescueService(store, stream, publisher, worker, metrics, lease_seconds=lease_seconds),
             TaskService(
                 store,
                 stream,

@@ -17,7 +17,7 @@ from tasksvc import __version__
 from tasksvc.app import BACKGROUND, create_app
 from tasksvc.cli.ending import Ending
 from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import Declared
+from tasksvc.handlers.kinds import HandlerSpec
 from tasksvc.settings import Settings
 from tasksvc.web.app_keys import HEALTH
 from tasksvc.web.server import Runner
@@ -38,7 +38,7 @@ class CannotListen(Exception):
 def serve(
     settings: Settings,
     ending: Ending,
-    declared: Mapping[str, Declared],
+    declared: Mapping[str, HandlerSpec],
     handler: Handler | None = None,
 ) -> None:
     """Runs the service from its start until a signal ends it.

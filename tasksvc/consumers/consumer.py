@@ -17,10 +17,10 @@ import structlog
 from tasksvc.consumers.executor import Executor
 from tasksvc.consumers.places import Places
 from tasksvc.domain.errors import LeaseLost, StoreUnavailable, StreamUnavailable, Unavailable
-from tasksvc.domain.outcome import Finish, Outcome
+from tasksvc.domain.outcome import Outcome, RunResult
 from tasksvc.domain.task import Claim, Lane
 from tasksvc.loop import Loop
-from tasksvc.runs import Run, Running
+from tasksvc.runs import Run, RunRegistry
 from tasksvc.services.direct_start import Start
 from tasksvc.services.worker import WorkerService
 from tasksvc.stream.task_stream import Entry, TaskStream
@@ -66,7 +66,7 @@ class Consumer:
         worker: WorkerService,
         stream: TaskStream,
         executor: Executor,
-        running: Running,
+        running: RunRegistry,
     ) -> None:
         self.name = f"consumer-{number}"
         self.pause_seconds = 0.0
@@ -148,7 +148,7 @@ class Consumer:
         """Writes what the runs came to, and frees their places. Returns those that could not be
         written now."""
         finishes = [
-            Finish(run.claim.id, run.claim.attempt, out, run.claim.kind)
+            RunResult(run.claim.id, run.claim.attempt, out, run.claim.kind)
             for run, out in ended
             if out
         ]

@@ -15,7 +15,7 @@ from tasksvc.domain.outcome import COMPLETED, Outcome
 from tasksvc.domain.retry import RetryPolicy, is_expected
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers.context import about
-from tasksvc.handlers.kinds import Kind
+from tasksvc.handlers.kinds import KindConfig
 from tasksvc.handlers.limit import TimeLimit
 from tasksvc.handlers.results import ResultRefused, encode
 from tasksvc.metrics import Metrics
@@ -31,7 +31,7 @@ class Executor:
 
     def __init__(
         self,
-        kinds: Mapping[str, Kind],
+        kinds: Mapping[str, KindConfig],
         retry: RetryPolicy,
         metrics: Metrics,
         *,
@@ -117,7 +117,7 @@ def _duration(seconds: float | None) -> dict[str, float]:
     return {} if seconds is None else {"milliseconds": round(seconds * 1000, 2)}
 
 
-async def _call(kind: Kind, claim: Claim) -> Any:
+async def _call(kind: KindConfig, claim: Claim) -> Any:
     """What the handler returns. Raises whatever it does, and TimedOut."""
     seconds = claim.timeout_seconds or kind.timeout_seconds
     if seconds is None:

@@ -6,7 +6,7 @@
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
     ├── UnknownKind           no process serves tasks of this kind
-    ├── KeyReused             this key was used for another request
+    ├── IdempotencyKeyConflict             this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
     ├── QueueNotFound         no queue has this name
     ├── QueueInUse            it has live tasks
@@ -14,7 +14,7 @@
     ├── TooManySchedules      there is no room for another one
     ├── InvalidCron           this is no cron expression, or it never comes
     ├── UniqueKeyTaken        another live task has its unique key
-    ├── ContentRefused        PostgreSQL does not take this value
+    ├── DataRejected        PostgreSQL does not take this value
     ├── Unreadable            what PostgreSQL has can't be read
     ├── MigrationFailed       PostgreSQL does not take this migration
     └── Unavailable           not now; try again in a moment
@@ -54,7 +54,7 @@ class UnknownKind(TaskServiceError):
     """No process serves tasks of this kind, or has in the last 30 days."""
 
 
-class KeyReused(TaskServiceError):
+class IdempotencyKeyConflict(TaskServiceError):
     """This Idempotency-Key was used for another request."""
 
 
@@ -90,11 +90,11 @@ class UniqueKeyTaken(TaskServiceError):
     """Another task with its unique_key is live."""
 
 
-class ContentRefused(TaskServiceError):
+class DataRejected(TaskServiceError):
     """The database does not take this value."""
 
 
-class AlreadyThere(ContentRefused):
+class DuplicateKey(DataRejected):
     """The database has a row with this key."""
 
 

@@ -69,7 +69,7 @@ def retried(error: dict[str, Any], delay_seconds: float, traceback: str | None =
     return Outcome(Status.PENDING, True, delay_seconds, error, traceback=traceback)
 
 
-class Finish(NamedTuple):
+class RunResult(NamedTuple):
     """One task's outcome, with the attempt that came to it."""
 
     id: str

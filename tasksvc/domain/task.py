@@ -202,7 +202,7 @@ class Page(NamedTuple):
     """What to go on before; None on the last page. One that is short, or empty, need not be it."""
 
 
-class Step(NamedTuple):
+class BulkResult(NamedTuple):
     """What was done to some of the tasks that pass a filter, newest first."""
 
     matched: int
@@ -213,7 +213,7 @@ class Step(NamedTuple):
     """What to go on before; None when all have been looked at."""
 
 
-class Created(NamedTuple):
+class CreateResult(NamedTuple):
     """What a create came to."""
 
     task: Task
@@ -223,7 +223,7 @@ class Created(NamedTuple):
     """False for a live task that had the unique key already."""
 
 
-class Keyed(NamedTuple):
+class IdempotencyRecord(NamedTuple):
     """A task that was created under a key."""
 
     key: str
@@ -289,7 +289,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Canceled:
+class CanceledTask:
     """A task that has just become `canceled`, and the worker that was running it, if any."""
 
     task: Task

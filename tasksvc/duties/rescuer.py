@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasksvc.services.rescue import Rescue
+from tasksvc.services.rescue import RescueService
 
 _LATE_SECONDS = 0.05
 """A little after the lease has run out, so that one look is enough."""
@@ -11,7 +11,7 @@ _LATE_SECONDS = 0.05
 class Rescuer:
     name = "rescuer"
 
-    def __init__(self, rescue: Rescue, lease_seconds: float) -> None:
+    def __init__(self, rescue: RescueService, lease_seconds: float) -> None:
         self.pause_seconds = lease_seconds
         self._lease_seconds = lease_seconds
         self._rescue = rescue

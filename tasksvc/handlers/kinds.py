@@ -34,7 +34,7 @@ _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 _MARK = "__tasksvc_kind__"
 
-_marks: list[weakref.ref[Declared]] = []
+_marks: list[weakref.ref[HandlerSpec]] = []
 """All that were made, while their functions are there."""
 
 
@@ -43,7 +43,7 @@ class HandlersError(Exception):
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Declared:
+class HandlerSpec:
     """A function with the decorator `handler`, and the decorator's arguments."""
 
     kind: str
@@ -63,7 +63,7 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KindConfig:
     """What is known of a kind where its tasks run. None is the service's own default."""
 
     handler: Handler
@@ -80,7 +80,7 @@ class Kind:
         return self.run_in != "loop"
 
     @classmethod
-    def of(cls, declared: Declared, handler: Handler) -> Kind:
+    def of(cls, declared: HandlerSpec, handler: Handler) -> KindConfig:
         """As it was declared; the handler is what runs its function."""
         return cls(
             handler,
@@ -129,7 +129,9 @@ def handler(
             raise HandlersError(f"{name}: it has a @handler already, for {other.kind!r}.")
         _check_count(name, "max_attempts", max_attempts, MAX_ATTEMPTS)
         _check_count(name, "concurrency", concurrency, MAX_CONCURRENCY)
-        declared = Declared(kind, function, where, timeout, max_attempts, base, bound, concurrency)
+        declared = HandlerSpec(
+            kind, function, where, timeout, max_attempts, base, bound, concurrency
+        )
         try:
             setattr(function, _MARK, declared)
         except AttributeError:
@@ -140,7 +142,7 @@ def handler(
     return declare
 
 
-def declared_on(function: Callable[..., Any]) -> Declared:
+def declared_on(function: Callable[..., Any]) -> HandlerSpec:
     """Returns the arguments of the decorator `handler`.
 
     Raises HandlersError: it was not put on it.
@@ -151,7 +153,7 @@ def declared_on(function: Callable[..., Any]) -> Declared:
     return declared
 
 
-def load(modules: Iterable[str]) -> dict[str, Declared]:
+def load(modules: Iterable[str]) -> dict[str, HandlerSpec]:
     """The handlers of the modules, and of the packages that are installed, by their kinds.
 
     To be called before a loop runs: a module may use `asyncio.run` when it is imported.
@@ -159,7 +161,7 @@ def load(modules: Iterable[str]) -> dict[str, Declared]:
     Raises HandlersError: a module can't be imported, two handlers want the same kind, or one can't
     run as it stands in its module.
     """
-    found: dict[str, Declared] = {}
+    found: dict[str, HandlerSpec] = {}
     for name in modules:
         _collect(found, name, f"TASKSVC_HANDLERS: {name}")
     for entry in entry_points(group=GROUP):
@@ -168,12 +170,12 @@ def load(modules: Iterable[str]) -> dict[str, Declared]:
     return found
 
 
-def _declared(value: object) -> Declared | None:
+def _declared(value: object) -> HandlerSpec | None:
     try:
         mark = getattr(value, _MARK, None)
     except Exception:  # an object that is not ready yet, like a request outside of a request
         return None
-    return mark if isinstance(mark, Declared) else None
+    return mark if isinstance(mark, HandlerSpec) else None
 
 
 def _import(name: str, source: str) -> Any:
@@ -189,7 +191,7 @@ def _import(name: str, source: str) -> Any:
         raise HandlersError(f"{source} can't be imported: {said['type']}: {reason}") from error
 
 
-def _collect(found: dict[str, Declared], name: str, source: str) -> None:
+def _collect(found: dict[str, HandlerSpec], name: str, source: str) -> None:
     module = _import(name, source)
     declared = _in_namespace(module, name)
     if not declared:
@@ -200,11 +202,11 @@ def _collect(found: dict[str, Declared], name: str, source: str) -> None:
             raise HandlersError(f"{source}: the kind {each.kind!r} has a handler already.")
 
 
-def _in_namespace(module: Any, path: str) -> list[Declared]:
+def _in_namespace(module: Any, path: str) -> list[HandlerSpec]:
     """The handlers of a module, each with what stands there under its name: decorators above
     `@handler` are part of it. `path` is what leads to the module."""
     names: dict[int, list[str]] = {}
-    marks: dict[int, Declared] = {}
+    marks: dict[int, HandlerSpec] = {}
     for name, value in list(vars(module).items()):
         if (mark := _declared(value)) is not None:
             marks[id(mark)] = mark

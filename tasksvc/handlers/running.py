@@ -12,14 +12,14 @@ from tasksvc.domain.task import Claim
 from tasksvc.handlers import Handler
 from tasksvc.handlers.channel import MAX_BYTES
 from tasksvc.handlers.context import Context, Report, deadline
-from tasksvc.handlers.kinds import Declared
+from tasksvc.handlers.kinds import HandlerSpec
 from tasksvc.handlers.limit import TimeLimit
 from tasksvc.handlers.process import Processes
 from tasksvc.handlers.results import Encoded
 from tasksvc.handlers.thread import ThreadRun
 
 
-class Runners:
+class HandlerRunners:
     """Makes handlers of declared functions, and bounds how many run at a time outside the loop."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Runners:
         """Calls the function on the loop when a thread ends whose run was over before."""
         self._on_thread_free.append(call)
 
-    def handler_of(self, declared: Declared) -> Handler:
+    def handler_of(self, declared: HandlerSpec) -> Handler:
         """Raises HandlersError when it can't run here."""
         match declared.run_in:
             case "loop":
@@ -53,7 +53,7 @@ class Runners:
             case "process":
                 return self._in_process(declared)
 
-    def _on_loop(self, declared: Declared) -> Handler:
+    def _on_loop(self, declared: HandlerSpec) -> Handler:
         process = os.getpid()
 
         async def handle(claim: Claim) -> Any:
@@ -73,7 +73,7 @@ class Runners:
 
         return handle
 
-    def _in_thread(self, declared: Declared) -> Handler:
+    def _in_thread(self, declared: HandlerSpec) -> Handler:
         async def handle(claim: Claim) -> Any:
             with TimeLimit(claim.timeout_seconds) as limit:
                 await self._threads.acquire()
@@ -107,7 +107,7 @@ class Runners:
                 is_over = True
                 self.lingering_threads += 1
 
-    def _in_process(self, declared: Declared) -> Handler:
+    def _in_process(self, declared: HandlerSpec) -> Handler:
         if self._processes is None:
             self._processes = Processes()
         run = self._processes.run

@@ -16,7 +16,7 @@ from copy import copy
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     Overloaded,
     StoreUnavailable,
     TaskServiceError,
@@ -26,7 +26,7 @@ from tasksvc.domain.errors import (
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ABOUT_AN_ITEM = (ContentRefused, Unreadable)
+_ABOUT_AN_ITEM = (DataRejected, Unreadable)
 """What fails a statement because of one of its items: without that one it would pass."""
 
 
@@ -54,7 +54,7 @@ class _Failed(NamedTuple):
 
 class Group(Generic[Item, Result]):
     """One kind of statement. `write` takes many items and gives one result for each, in order; an
-    error among them is the result of its item alone. When it raises ContentRefused or Unreadable,
+    error among them is the result of its item alone. When it raises DataRejected or Unreadable,
     the items are halved until the culprits stand alone: the others are written.
 
     An item counts as `weigh` says, or as one: a group holds `max_size`, the line `max_waiting`.
@@ -88,7 +88,7 @@ class Group(Generic[Item, Result]):
 
         Raises:
             Overloaded: the waiting line is full; nothing was done.
-            ContentRefused: the database does not take this very item.
+            DataRejected: the database does not take this very item.
             Unreadable: what it has of this very item can't be read.
             StoreUnavailable: and anything else that `write` raises, or gives for the item.
         """

@@ -70,7 +70,7 @@ class Publisher:
         self._waiting: defaultdict[Lane, deque[str]] = defaultdict(deque)
         self._work: asyncio.Task[None] | None = None
 
-    def soon(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> None:
+    def publish_in_background(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> None:
         """Publishes them without being waited for."""
         if ids:
             self._waiting[lane].extend(ids)
@@ -142,7 +142,7 @@ class Publisher:
 
     def _worked(self, work: asyncio.Task[None]) -> None:
         self._work = None
-        self.soon([])  # what one that was killed has left
+        self.publish_in_background([])  # what one that was killed has left
 
     async def _publish(self, ids: Sequence[str], lane: Lane) -> None:
         """Puts the ids into the stream, and leaves to the relay what does not go in."""

@@ -21,7 +21,7 @@ _BATCH = 1000
 """Tasks in one step."""
 
 
-class Rescue:
+class RescueService:
     """Declares workers dead, and has others run their tasks. The worker that asks lives."""
 
     def __init__(

@@ -9,7 +9,7 @@ import orjson
 import structlog
 
 from tasksvc.domain import cron
-from tasksvc.domain.errors import ContentRefused, ScheduleNotFound, TooManySchedules
+from tasksvc.domain.errors import DataRejected, ScheduleNotFound, TooManySchedules
 from tasksvc.domain.schedule import DueSchedules, Missed, Schedule, ScheduleOrder, Tick
 from tasksvc.domain.task import Options
 from tasksvc.metrics import Metrics
@@ -124,7 +124,7 @@ class ScheduleService:
     async def _run(self, ticks: Sequence[Tick]) -> list[tuple[str, str | None]]:
         try:
             return await self._store.run_schedules(ticks)
-        except ContentRefused:
+        except DataRejected:
             # One bad schedule must not stop the others: halve until it stands alone.
             if len(ticks) == 1:
                 log.error(

@@ -17,8 +17,8 @@ import uuid_utils
 
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import (
-    AlreadyThere,
-    KeyReused,
+    DuplicateKey,
+    IdempotencyKeyConflict,
     StoreUnavailable,
     TaskIsFinal,
     TaskIsNotFinal,
@@ -32,17 +32,17 @@ from tasksvc.domain.task import (
     DEFAULT_KIND,
     LIVE,
     NO_OPTIONS,
+    BulkResult,
     Claim,
-    Created,
+    CreateResult,
     Filter,
-    Keyed,
+    IdempotencyRecord,
     Lane,
     NewTask,
     Options,
     Page,
     Priority,
     Status,
-    Step,
     Task,
 )
 from tasksvc.metrics import Metrics
@@ -88,11 +88,11 @@ def _reads(names: list[str]) -> Iterator[list[str]]:
     return (names[start : start + _READ_SIZE] for start in range(0, len(names), _READ_SIZE))
 
 
-def _replayed(new: NewTask, first: Keyed) -> Created | KeyReused:
+def _replayed(new: NewTask, first: IdempotencyRecord) -> CreateResult | IdempotencyKeyConflict:
     """What comes of a create whose key was used before."""
     if first.fingerprint != new.fingerprint:
-        return KeyReused()
-    return Created(first.task, is_replayed=True, is_new=first.is_new)
+        return IdempotencyKeyConflict()
+    return CreateResult(first.task, is_replayed=True, is_new=first.is_new)
 
 
 def _too_late(task: Task | Unreadable | None) -> TaskServiceError:
@@ -151,10 +151,10 @@ class TaskService:
         self._default_attempts = kinds.get(DEFAULT_KIND) or max_attempts
 
         bounds: dict[str, Any] = {"max_size": group_size, "max_waiting": max_waiting}
-        self._creates: Group[NewTask, Created] = Group(
+        self._creates: Group[NewTask, CreateResult] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
-        self._special_creates: Group[NewTask, Created] = Group(
+        self._special_creates: Group[NewTask, CreateResult] = Group(
             "special",
             self._insert_special,
             observe=metrics.group_size("special"),
@@ -202,15 +202,15 @@ class TaskService:
         *,
         key: str | None = None,
         fingerprint: str | None = None,
-    ) -> Awaitable[Created]:
+    ) -> Awaitable[CreateResult]:
         """The task, committed. It is published afterwards; the stream need not be there.
 
         With an idempotency key it is made once: a later create with the key gets the same task.
         With a unique key it may be the live task that had it already.
 
         Raises:
-            ContentRefused: the database does not take the content.
-            KeyReused: the first create with the key had another fingerprint.
+            DataRejected: the database does not take the content.
+            IdempotencyKeyConflict: the first create with the key had another fingerprint.
         """
         if key is None and options == NO_OPTIONS:
             id = str(uuid_utils.uuid7())
@@ -227,7 +227,7 @@ class TaskService:
     ) -> list[Task]:
         """Returns all of the tasks, in order; if one fails, no task is created.
 
-        Raises ContentRefused when the database does not take one of the contents.
+        Raises DataRejected when the database does not take one of the contents.
         """
         tasks = [self.new_task(content, traceparent, options) for content, options in orders]
         self._special_creates.check_room()
@@ -243,7 +243,7 @@ class TaskService:
 
     async def retry_many(
         self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
-    ) -> Step:
+    ) -> BulkResult:
         """The same for a step of the tasks that pass the filter: failed ones, unless it says which.
         Left out are those of which another was made before, or whose unique key is taken. A step
         that has much to copy ends early; one that fails may have done a part, and can be repeated.
@@ -284,7 +284,7 @@ class TaskService:
 
     async def cancel_many(
         self, filter: Filter, before: str | None, limit: int, *, is_dry: bool
-    ) -> Step:
+    ) -> BulkResult:
         """The same for a step of the live tasks that pass the filter, all of it or nothing."""
         filter = filter._replace(statuses=filter.statuses or LIVE)
         return await self._stepping.run(lambda: self._cancel_step(filter, before, limit, is_dry))
@@ -323,7 +323,7 @@ class TaskService:
                 lanes[task.options.kind, task.options.priority].append(task.id)
         for (kind, priority), ids in lanes.items():
             lane = Lane(kind or DEFAULT_KIND, priority or Priority.NORMAL)
-            self._publisher.soon(ids, lane)
+            self._publisher.publish_in_background(ids, lane)
 
     # For operators.
 
@@ -344,7 +344,7 @@ class TaskService:
 
     # The groups: each takes many and gives one result for each.
 
-    async def _insert(self, tasks: list[NewTask]) -> list[Created]:
+    async def _insert(self, tasks: list[NewTask]) -> list[CreateResult]:
         with self._worker.taking(tasks) as taking:
             if taking.hold is None:
                 made = await self._store.insert_tasks(tasks)
@@ -352,33 +352,39 @@ class TaskService:
                 made, taking.claims = await self._store.insert_held_tasks(tasks, taking.hold)
         self._creates.when_given(taking.start)
         self.publish_soon(tasks, taking.claims)
-        return [Created(task) for task in made]
+        return [CreateResult(task) for task in made]
 
-    async def _insert_special(self, tasks: list[NewTask]) -> Sequence[Created | TaskServiceError]:
+    async def _insert_special(
+        self, tasks: list[NewTask]
+    ) -> Sequence[CreateResult | TaskServiceError]:
         if time.monotonic() >= self._careful_until:
             try:
                 return await self._insert_fresh(tasks)
-            except AlreadyThere:  # where one key is taken, others may be
+            except DuplicateKey:  # where one key is taken, others may be
                 self._careful_until = time.monotonic() + _CAREFUL_SECONDS
-        results: dict[str, Created | TaskServiceError] = {}
+        results: dict[str, CreateResult | TaskServiceError] = {}
         for _ in range(_CREATE_TRIES):
             results.update(await self._try_special([new for new in tasks if new.id not in results]))
             if len(results) == len(tasks):
                 break
         return [results.get(new.id) or StoreUnavailable() for new in tasks]
 
-    async def _insert_fresh(self, tasks: list[NewTask]) -> list[Created]:
-        """Raises AlreadyThere."""
+    async def _insert_fresh(self, tasks: list[NewTask]) -> list[CreateResult]:
+        """Raises DuplicateKey."""
         with self._worker.taking(tasks) as taking:
             made, taking.claims = await self._store.insert_fresh_tasks(tasks, taking.hold)
         self._special_creates.when_given(taking.start)
         self._tell_special(list(zip(tasks, made, strict=True)), taking.claims)
-        return [Created(task) for task in made]
+        return [CreateResult(task) for task in made]
 
-    async def _try_special(self, tasks: list[NewTask]) -> dict[str, Created | TaskServiceError]:
+    async def _try_special(
+        self, tasks: list[NewTask]
+    ) -> dict[str, CreateResult | TaskServiceError]:
         """What came of the creates, by the ids; those that have to be tried again are missing."""
         made, live_ids = await self._store.insert_special_tasks(tasks)
-        results: dict[str, Created | TaskServiceError] = {task.id: Created(task) for task in made}
+        results: dict[str, CreateResult | TaskServiceError] = {
+            task.id: CreateResult(task) for task in made
+        }
         if len(made) < len(tasks):
             results |= await self._find_special(
                 [new for new in tasks if new.id not in results],
@@ -389,33 +395,34 @@ class TaskService:
             [
                 (new, created.task)
                 for new in tasks
-                if isinstance(created := results.get(new.id), Created) and created.task.id == new.id
+                if isinstance(created := results.get(new.id), CreateResult)
+                and created.task.id == new.id
             ]
         )
         return results
 
     async def _find_special(
         self, tasks: list[NewTask], live_ids: Mapping[str, str], twins: Mapping[str, Task]
-    ) -> dict[str, Created | TaskServiceError]:
+    ) -> dict[str, CreateResult | TaskServiceError]:
         """What came of those that the statement did not make: they share a unique key with a task
         that was live before, or with one of the twins; their key was there; or the answer to a
         first try was lost."""
         keys = [new.key for new in tasks if new.key is not None and new.id not in live_ids]
-        keyed: dict[str, Keyed] = {}
+        keyed: dict[str, IdempotencyRecord] = {}
         for some in _reads(keys):
             keyed |= {each.key: each for each in await self._store.find_keyed_tasks(some)}
         found: dict[str, Task] = {}
         for some in _reads([live_ids.get(new.id, new.id) for new in tasks]):
             found |= {task.id: task for task in await self._store.get_tasks(some)}
-        results: dict[str, Created | TaskServiceError] = {}
+        results: dict[str, CreateResult | TaskServiceError] = {}
         for new in tasks:
             if task := found.get(live_ids.get(new.id, new.id)):
-                results[new.id] = Created(task, is_new=task.id == new.id)
+                results[new.id] = CreateResult(task, is_new=task.id == new.id)
             elif new.key is not None:
                 if first := keyed.get(new.key):
                     results[new.id] = _replayed(new, first)
             elif twin := twins.get(new.options.unique_key or ""):
-                results[new.id] = Created(twin, is_new=False)
+                results[new.id] = CreateResult(twin, is_new=False)
         if loose := [key for key in keys if key not in keyed]:
             await self._store.forget_loose_keys(loose)
         return results
@@ -489,7 +496,7 @@ class TaskService:
 
     async def _cancel_step(
         self, filter: Filter, before: str | None, limit: int, is_dry: bool
-    ) -> Step:
+    ) -> BulkResult:
         ids, next_before = await self._step_search.find(filter, before, limit)
         matched = len(ids)
         if ids and not is_dry:
@@ -499,15 +506,15 @@ class TaskService:
             self._worker.stop_handlers(canceled)
             stopped = {each.task.id for each in canceled}
             ids = [id for id in ids if id in stopped]
-        return Step(matched, ids, next_before)
+        return BulkResult(matched, ids, next_before)
 
     async def _retry_step(
         self, filter: Filter, before: str | None, limit: int, is_dry: bool
-    ) -> Step:
+    ) -> BulkResult:
         until = time.monotonic() + _STEP_SECONDS
         ids, next_before = await self._step_search.find(filter, before, limit)
         if not ids or is_dry:
-            return Step(len(ids), ids, next_before)
+            return BulkResult(len(ids), ids, next_before)
         weights = await self._store.weigh_tasks(ids)
         retried: list[str] = []
         end = 0
@@ -520,7 +527,7 @@ class TaskService:
             retried += [id for id in part if made.get(id)]
             if time.monotonic() >= until:
                 break
-        return Step(end, retried, next_before if end == len(ids) else ids[end - 1])
+        return BulkResult(end, retried, next_before if end == len(ids) else ids[end - 1])
 
     async def _retry_one(self, id: str) -> Task:
         new_id = str(uuid_utils.uuid7())
@@ -564,7 +571,7 @@ class TaskService:
         if is_published:
             for id, lane in made.items():
                 if lane is not None:
-                    self._publisher.soon([new_ids[id]], lane)
+                    self._publisher.publish_in_background([new_ids[id]], lane)
 
     def _attempts(self, options: Options) -> int:
         return (

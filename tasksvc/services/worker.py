@@ -19,16 +19,16 @@ import uuid_utils
 from tasksvc.domain import outcome
 from tasksvc.domain.attempt import AttemptOutcome
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     LeaseLost,
     StoreUnavailable,
     StreamUnavailable,
     TaskServiceError,
     Unavailable,
 )
-from tasksvc.domain.outcome import Finish
+from tasksvc.domain.outcome import RunResult
 from tasksvc.domain.task import (
-    Canceled,
+    CanceledTask,
     Claim,
     Hold,
     NewTask,
@@ -121,7 +121,7 @@ class WorkerService:
         self._progresses: Group[Progress, None] = Group(
             "progress", self._keep_progress, observe=metrics.group_size("progress"), **bounds
         )
-        self._finishes: Group[Finish, bool] = Group(
+        self._finishes: Group[RunResult, bool] = Group(
             "finish", self._finish, observe=metrics.group_size("finish"), **bounds
         )
 
@@ -266,7 +266,7 @@ class WorkerService:
             yield taking
             # Otherwise the rescuer takes these tasks back with the rest of the former worker's.
             claims = taking.claims if self.id == worker_id else ()
-        except ContentRefused:
+        except DataRejected:
             raise  # nothing took effect
         except BaseException:
             self._doubtful.update(ids)
@@ -301,16 +301,16 @@ class WorkerService:
             await self._progresses.join(progress)
         except Unavailable:
             pass
-        except ContentRefused:
+        except DataRejected:
             raise ValueError("The database does not take this progress.") from None
 
-    async def finish(self, finishes: Sequence[Finish]) -> set[str]:
+    async def finish(self, finishes: Sequence[RunResult]) -> set[str]:
         """Writes what the attempts came to, where they are still the current ones.
 
         What PostgreSQL refuses of one fails that task, and no other. Returns the ids of tasks for
         which even that could not be written now.
         """
-        refused: list[Finish] = []
+        refused: list[RunResult] = []
         results = await self._finishes.join_all(finishes)
         for finish, result in zip(finishes, results, strict=True):
             if isinstance(result, TaskServiceError):
@@ -325,7 +325,7 @@ class WorkerService:
         if claim is not None and claim.is_limited:
             self._publisher.wake_relay_in(0.0)  # there may be room in the queue now
 
-    def stop_handlers(self, canceled: Sequence[Canceled]) -> None:
+    def stop_handlers(self, canceled: Sequence[CanceledTask]) -> None:
         """Stops what runs of the canceled tasks, here and elsewhere."""
         running = [each for each in canceled if each.worker_id is not None]
         self._stop_runs([each.task.id for each in running if each.worker_id == self.id])
@@ -342,7 +342,7 @@ class WorkerService:
         while self._background:
             await asyncio.wait(self._background)
 
-    async def _fail_refused(self, refused: Sequence[Finish]) -> set[str]:
+    async def _fail_refused(self, refused: Sequence[RunResult]) -> set[str]:
         """Fails tasks whose outcome PostgreSQL refuses: they would come to the same again. Returns
         the ids of those for which this could not be written."""
         failed = [each._replace(outcome=outcome.refused(each.attempt)) for each in refused]
@@ -364,7 +364,7 @@ class WorkerService:
             self._finished(finish, is_written=result)
         return left
 
-    def _finished(self, finish: Finish, *, is_written: bool) -> None:
+    def _finished(self, finish: RunResult, *, is_written: bool) -> None:
         self.drop(finish.id)
         self._count(finish, is_written)
         if finish.outcome.status is Status.PENDING:
@@ -398,7 +398,7 @@ class WorkerService:
         await self._store.keep_progress(list(last.values()))
         return [None] * len(progresses)
 
-    async def _finish(self, finishes: list[Finish]) -> list[bool]:
+    async def _finish(self, finishes: list[RunResult]) -> list[bool]:
         written = set(await self._store.finish_tasks(finishes))
         rest = [finish for finish in finishes if finish.id not in written]
         if rest:  # fenced off, or the answer to a first try was lost
@@ -443,7 +443,7 @@ class WorkerService:
         with suppress(Unavailable):
             await self._claims.join_all(())
 
-    def _count(self, finish: Finish, is_written: bool) -> None:
+    def _count(self, finish: RunResult, is_written: bool) -> None:
         if not is_written:
             self._metrics.results_fenced.add()
             log.info(

@@ -21,8 +21,8 @@ from psycopg2 import errorcodes
 from psycopg2.extensions import parse_dsn
 
 from tasksvc.domain.errors import (
-    AlreadyThere,
-    ContentRefused,
+    DataRejected,
+    DuplicateKey,
     StatementRefused,
     StoreRefuses,
     StoreUnavailable,
@@ -301,7 +301,7 @@ class Session:
             StoreRefuses: one of these; PostgreSQL takes no connection until an operator changes
                 something.
             StatementRefused: one of these; the statement is wrong, and nothing took effect.
-            ContentRefused: a value does not fit the database; nothing took effect. AlreadyThere,
+            DataRejected: a value does not fit the database; nothing took effect. DuplicateKey,
                 when it is a key that some row has.
             Unreadable: one of the rows is damaged, or is nothing that Python can hold. Whether the
                 statement took effect is unknown.
@@ -310,7 +310,7 @@ class Session:
             since = time.monotonic()
             try:
                 rows = await self._run_healing(query, parameters)
-            except (ContentRefused, Unreadable):
+            except (DataRejected, Unreadable):
                 raise
             except (psycopg2.Error, OSError, RuntimeError, ServerCanceled, Unfit) as error:
                 raise self._failed(error, since) from None  # its text may hold SQL and addresses
@@ -381,9 +381,9 @@ class Session:
                 " pool_mode = session, with its server_reset_query"
             ) from None
         except psycopg2.errors.UniqueViolation:
-            raise AlreadyThere from None
+            raise DuplicateKey from None
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError):
-            raise ContentRefused from None  # its text holds the value
+            raise DataRejected from None  # its text holds the value
         except psycopg2.InternalError as error:
             if error.pgcode in _DAMAGED:
                 raise Unreadable from None

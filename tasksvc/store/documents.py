@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tasksvc.domain.errors import ContentRefused
+from tasksvc.domain.errors import DataRejected
 from tasksvc.domain.task import NewTask
 
 
@@ -72,8 +72,8 @@ def document(task: NewTask) -> dict[str, Any]:
 
 
 def documents(tasks: Sequence[NewTask], held: Collection[str] = ()) -> str:
-    """A list of them. Raises ContentRefused for what is no text: half a surrogate pair."""
+    """A list of them. Raises DataRejected for what is no text: half a surrogate pair."""
     try:
         return _encode([_Document.of(task, held) for task in tasks]).decode()
     except UnicodeEncodeError:
-        raise ContentRefused from None
+        raise DataRejected from None

@@ -13,7 +13,7 @@ from importlib import resources
 import structlog
 
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     MigrationFailed,
     StatementRefused,
     StoreRefuses,
@@ -122,7 +122,7 @@ async def _apply(session: Session, name: str, text: str) -> bool:
     try:
         # Several statements in one string are one transaction.
         await session.run(_RECORD.format(name=name) + text)
-    except (ContentRefused, StatementRefused) as error:
+    except (DataRejected, StatementRefused) as error:
         if (name,) in await session.run(_DONE):
             return False
         raise MigrationFailed(name, getattr(error, "reason", None)) from None

@@ -81,7 +81,7 @@ class ScheduleStore(Store):
     async def run_schedules(self, ticks: Sequence[Tick]) -> list[tuple[str, str | None]]:
         """The names of the schedules that went on, each with the id of the task that was made.
 
-        Raises ContentRefused when one of the tasks does not fit the database; nothing is done then.
+        Raises DataRejected when one of the tasks does not fit the database; nothing is done then.
         """
         rows = await self._run(
             "tick",

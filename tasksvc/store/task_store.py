@@ -13,17 +13,17 @@ import msgspec
 import orjson
 
 from tasksvc.domain.attempt import Attempt, AttemptOutcome
-from tasksvc.domain.errors import AlreadyThere
-from tasksvc.domain.outcome import FREE_RELEASES, LONGEST_RELEASE_SECONDS, Finish
+from tasksvc.domain.errors import DuplicateKey
+from tasksvc.domain.outcome import FREE_RELEASES, LONGEST_RELEASE_SECONDS, RunResult
 from tasksvc.domain.task import (
     DEFAULT_KIND,
     DEFAULT_LANE,
     LIVE,
-    Canceled,
+    CanceledTask,
     Claim,
     Filter,
     Hold,
-    Keyed,
+    IdempotencyRecord,
     Lane,
     NewTask,
     Priority,
@@ -149,11 +149,11 @@ class TaskStore(Store):
     async def insert_tasks(self, tasks: Sequence[NewTask]) -> list[Task]:
         """The tasks as they were committed, in order.
 
-        Raises ContentRefused when one of them does not fit the database; none is kept then.
+        Raises DataRejected when one of them does not fit the database; none is kept then.
         """
         try:
             rows = await self._run("insert", "insert_tasks", **_new(tasks))
-        except AlreadyThere:
+        except DuplicateKey:
             return await self._found(tasks)
         created: dict[str, Any] = dict(rows)
         status = Status.PENDING
@@ -173,7 +173,7 @@ class TaskStore(Store):
                 held=plain_array(task.id in hold.ids for task in tasks),
                 **_new(tasks),
             )
-        except AlreadyThere:
+        except DuplicateKey:
             return await self._found(tasks), []
         created = {id: (created_at, is_held) for id, created_at, is_held in rows}
         status = Status.PENDING
@@ -186,7 +186,7 @@ class TaskStore(Store):
     ) -> tuple[list[Task], list[Claim]]:
         """The same for tasks that have options or a key.
 
-        Raises AlreadyThere, too: an id, a key or a unique key of one of them is taken.
+        Raises DuplicateKey, too: an id, a key or a unique key of one of them is taken.
         """
         rows = await self._run(
             "special",
@@ -213,11 +213,12 @@ class TaskStore(Store):
         made = [_made(task, *found[task.id]) for task in tasks if task.id in found]
         return made, {id: live_id for id, live_id, *_ in rows if id not in found}
 
-    async def find_keyed_tasks(self, keys: Sequence[str]) -> list[Keyed]:
+    async def find_keyed_tasks(self, keys: Sequence[str]) -> list[IdempotencyRecord]:
         """The tasks that were created under these keys, in no order."""
         rows = await self._run("special", "find_keyed_tasks", keys=text_array(keys))
         return [
-            Keyed(key, fingerprint, _task(*row), is_new) for key, fingerprint, is_new, *row in rows
+            IdempotencyRecord(key, fingerprint, _task(*row), is_new)
+            for key, fingerprint, is_new, *row in rows
         ]
 
     async def forget_loose_keys(self, keys: Sequence[str]) -> None:
@@ -285,7 +286,7 @@ class TaskStore(Store):
             ),
         )
 
-    async def complete_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+    async def complete_tasks(self, finishes: Sequence[RunResult]) -> list[str]:
         """The ids whose attempt was the current one, and so was written."""
         rows = await self._run(
             "finish",
@@ -296,7 +297,7 @@ class TaskStore(Store):
         )
         return [id for (id,) in rows]
 
-    async def finish_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+    async def finish_tasks(self, finishes: Sequence[RunResult]) -> list[str]:
         """The same, whatever the attempts came to. Only what is no completion has a history."""
         rest = [finish for finish in finishes if finish.outcome.status is not Status.COMPLETED]
         if not rest:
@@ -320,7 +321,7 @@ class TaskStore(Store):
             written += await self.complete_tasks(completed)
         return written
 
-    async def find_finished_tasks(self, finishes: Sequence[Finish]) -> list[str]:
+    async def find_finished_tasks(self, finishes: Sequence[RunResult]) -> list[str]:
         rows = await self._run("finish", "find_finished_tasks", **_attempts(finishes))
         return [id for (id,) in rows]
 
@@ -353,7 +354,7 @@ class TaskStore(Store):
         *,
         with_contents: bool = True,
         session: str = "cancel",
-    ) -> list[Canceled]:
+    ) -> list[CanceledTask]:
         """Those that were in one of the live statuses; with empty contents, if they are not
         wanted."""
         rows = await self._run(
@@ -363,7 +364,7 @@ class TaskStore(Store):
             statuses=plain_array(statuses),
             with_contents=with_contents,
         )
-        return [Canceled(_task(*row), worker_id) for *row, worker_id in rows]
+        return [CanceledTask(_task(*row), worker_id) for *row, worker_id in rows]
 
     async def rescue_tasks(self, worker_ids: Sequence[str], limit: int) -> list[tuple[str, Status]]:
         """What the lapsed workers held, and where each went."""
@@ -614,7 +615,7 @@ def _new(tasks: Sequence[NewTask]) -> dict[str, str]:
     }
 
 
-def _attempts(finishes: Sequence[Finish]) -> dict[str, str]:
+def _attempts(finishes: Sequence[RunResult]) -> dict[str, str]:
     return {
         "ids": plain_array(finish.id for finish in finishes),
         "attempts": plain_array(finish.attempt for finish in finishes),

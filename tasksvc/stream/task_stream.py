@@ -54,7 +54,7 @@ BLOCK_MARGIN_SECONDS = 2.0
 # Many ids travel as one argument: to pack a hundred of them costs redis-py more than all the rest.
 
 _HIGH_FIRST = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
-_ORDERS = (
+_READ_ORDERS = (
     *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.NORMAL, Priority.HIGH, Priority.LOW)),
     *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.LOW, Priority.NORMAL, Priority.HIGH)),
 )
@@ -448,7 +448,7 @@ class TaskStream:
         kinds = list(kinds)
         start = turn % len(kinds)
         kinds = kinds[start:] + kinds[:start]
-        order = _ORDERS[turn % len(_ORDERS)]
+        order = _READ_ORDERS[turn % len(_READ_ORDERS)]
         return {
             self._keys.stream(Lane(kind, priority)): kind for priority in order for kind in kinds
         }

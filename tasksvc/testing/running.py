@@ -18,8 +18,8 @@ from tasksvc.domain.outcome import Outcome
 from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Progress, Status
 from tasksvc.handlers.context import Report
-from tasksvc.handlers.kinds import Declared, Kind, declared_on, load
-from tasksvc.handlers.running import Runners
+from tasksvc.handlers.kinds import HandlerSpec, KindConfig, declared_on, load
+from tasksvc.handlers.running import HandlerRunners
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Run, StopReason
 from tasksvc.settings import Settings
@@ -101,7 +101,7 @@ def run_task_sync(handler: Callable[..., Any] | str, content: str, **options: An
     return asyncio.run(run_task(handler, content, **options))
 
 
-def _declared(handler: Callable[..., Any] | str, settings: Settings) -> Declared:
+def _declared(handler: Callable[..., Any] | str, settings: Settings) -> HandlerSpec:
     if not isinstance(handler, str):
         declared = declared_on(handler)
     elif (found := load(settings.handlers).get(handler)) is not None:
@@ -113,9 +113,11 @@ def _declared(handler: Callable[..., Any] | str, settings: Settings) -> Declared
     return declared
 
 
-def _executor(declared: Declared, report: Report, settings: Settings) -> Executor:
-    runners = Runners(report, threads=1, processes=1, max_result_bytes=settings.max_result_bytes)
-    kind = Kind.of(declared, runners.handler_of(declared))
+def _executor(declared: HandlerSpec, report: Report, settings: Settings) -> Executor:
+    runners = HandlerRunners(
+        report, threads=1, processes=1, max_result_bytes=settings.max_result_bytes
+    )
+    kind = KindConfig.of(declared, runners.handler_of(declared))
     return Executor(
         {declared.kind: kind},
         RetryPolicy(settings.retry_base_seconds, settings.retry_max_seconds),

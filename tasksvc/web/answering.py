@@ -15,9 +15,9 @@ from aiohttp.typedefs import Handler
 
 from tasksvc import logs
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
+    IdempotencyKeyConflict,
     InvalidCron,
-    KeyReused,
     QueueInUse,
     QueueNotFound,
     ScheduleNotFound,
@@ -142,9 +142,9 @@ def _problem(error: Exception) -> Problem:
             return Problem(HTTPStatus.CONFLICT, str(error))
         case Unavailable():
             return unavailable(str(error))
-        case ContentRefused():
+        case DataRejected():
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        case KeyReused():
+        case IdempotencyKeyConflict():
             return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         case TooManySchedules():
             return Problem(HTTPStatus.CONFLICT, str(error))

@@ -13,13 +13,13 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain import outcome
-from tasksvc.domain.errors import AlreadyThere, ContentRefused
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish, Outcome
+from tasksvc.domain.errors import DataRejected, DuplicateKey
+from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, RunResult
 from tasksvc.domain.task import (
     DEFAULT_LANE,
     Claim,
     Hold,
-    Keyed,
+    IdempotencyRecord,
     Lane,
     NewTask,
     Options,
@@ -62,7 +62,7 @@ async def claim(store: TaskStore, worker_id: str, id: str) -> Claim:
 
 
 async def finish(store: TaskStore, id: str, attempt: int, result: Outcome) -> list[str]:
-    return await store.finish_tasks([Finish(id, attempt, result)])
+    return await store.finish_tasks([RunResult(id, attempt, result)])
 
 
 async def due_tasks(store: TaskStore, limit: int, kinds: Sequence[str] = ("default",)) -> list[str]:
@@ -137,7 +137,7 @@ class TestInsert:
         self, store: TaskStore, content: str
     ) -> None:
         good = new_task()
-        with pytest.raises(ContentRefused):
+        with pytest.raises(DataRejected):
             await store.insert_tasks([good, new_task(content)])
 
         assert await store.get_tasks([good.id]) == []
@@ -189,7 +189,7 @@ class TestInsertHeld:
 
     async def test_refused_content(self, store: TaskStore) -> None:
         task = new_task("nul \0")
-        with pytest.raises(ContentRefused):
+        with pytest.raises(DataRejected):
             await store.insert_held_tasks([task], Hold(await register(store), frozenset([task.id])))
 
 
@@ -256,11 +256,11 @@ class TestInsertFresh:
             case "twice":
                 first, second = second, special(unique_key="v")
         if taken == "twice":
-            with pytest.raises(AlreadyThere):
+            with pytest.raises(DuplicateKey):
                 await store.insert_fresh_tasks([first, second])
             return
         await store.insert_fresh_tasks([first])
-        with pytest.raises(AlreadyThere):
+        with pytest.raises(DuplicateKey):
             await store.insert_fresh_tasks([other, second])
 
         assert [task.id for task in await store.get_tasks([first.id, other.id])] == [first.id]
@@ -269,11 +269,13 @@ class TestInsertFresh:
         task = special(timeout_seconds=1)._replace(key="k", fingerprint="ab")
         made, _ = await store.insert_fresh_tasks([task])
 
-        assert await store.find_keyed_tasks(["k"]) == [Keyed("k", "ab", made[0], is_new=True)]
+        assert await store.find_keyed_tasks(["k"]) == [
+            IdempotencyRecord("k", "ab", made[0], is_new=True)
+        ]
 
     @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
     async def test_refused_content(self, store: TaskStore, content: str) -> None:
-        with pytest.raises(ContentRefused):
+        with pytest.raises(DataRejected):
             await store.insert_fresh_tasks([special(timeout_seconds=1)._replace(content=content)])
 
 
@@ -298,7 +300,7 @@ class TestInsertSpecial:
 
     @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
     async def test_refused_content(self, store: TaskStore, content: str) -> None:
-        with pytest.raises(ContentRefused):
+        with pytest.raises(DataRejected):
             await store.insert_special_tasks([special(timeout_seconds=1)._replace(content=content)])
 
     async def test_content_comes_back_as_it_was(self, store: TaskStore) -> None:
@@ -448,7 +450,9 @@ class TestKeys:
         second = new_task("second")._replace(key="k", fingerprint="cd")
         assert await store.insert_special_tasks([second]) == ([], {})
         assert await store.get_tasks([second.id]) == []
-        assert await store.find_keyed_tasks(["k", "other"]) == [Keyed("k", "ab", inserted)]
+        assert await store.find_keyed_tasks(["k", "other"]) == [
+            IdempotencyRecord("k", "ab", inserted)
+        ]
 
     async def test_of_two_in_one_group_the_first_makes_the_task(self, store: TaskStore) -> None:
         tasks = [new_task()._replace(key="k", fingerprint="ab") for _ in range(2)]
@@ -697,7 +701,7 @@ class TestFinish:
         worker_id = await register(store)
         (id,) = await insert(store)
         await claim(store, worker_id, id)
-        done, other = Finish(id, 1, COMPLETED), Finish(id, 1, failure())
+        done, other = RunResult(id, 1, COMPLETED), RunResult(id, 1, failure())
         await store.finish_tasks([done])
         before = await get(store, id)
 
@@ -705,7 +709,7 @@ class TestFinish:
         assert await get(store, id) == before
         assert await store.find_finished_tasks([done]) == [id]
         assert await store.find_finished_tasks([other]) == []
-        assert await store.find_finished_tasks([Finish(id, 2, COMPLETED)]) == []
+        assert await store.find_finished_tasks([RunResult(id, 2, COMPLETED)]) == []
 
     @pytest.mark.parametrize(
         "message", ['a "quoted" word', "back\\slash", "{a,b}", "NULL", "😀 ü\n", "%s", "", "'"]
@@ -726,7 +730,7 @@ class TestFinish:
         await store.claim_tasks(worker_id, ids)
         outcomes = [COMPLETED, failure(), outcome.retried(ERROR, 0.0), RELEASED]
         written = await store.finish_tasks(
-            [Finish(id, 1, each) for id, each in zip(ids, outcomes, strict=True)]
+            [RunResult(id, 1, each) for id, each in zip(ids, outcomes, strict=True)]
         )
 
         assert sorted(written) == sorted(ids)

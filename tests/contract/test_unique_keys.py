@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasksvc.domain.outcome import COMPLETED
-from tasksvc.domain.task import Keyed, NewTask, Status, Task
+from tasksvc.domain.task import IdempotencyRecord, NewTask, Status, Task
 from tasksvc.store.task_store import TaskStore
 from tests.contract.test_steps import retry
 from tests.contract.test_task_store import claim, finish, get, new_id, register, special
@@ -90,7 +90,9 @@ async def test_idempotency_key_remembers_the_live_task(store: TaskStore) -> None
     first, second, third = await make(store, unique()), unique(key="k"), unique(key="k")
 
     assert await store.insert_special_tasks([second]) == ([], {second.id: first.id})
-    assert await store.find_keyed_tasks(["k"]) == [Keyed("k", "ab", first, is_new=False)]
+    assert await store.find_keyed_tasks(["k"]) == [
+        IdempotencyRecord("k", "ab", first, is_new=False)
+    ]
     await end(store, first.id, Status.COMPLETED)
     assert await store.insert_special_tasks([third]) == ([], {})
     ((_, _, task, _),) = await store.find_keyed_tasks(["k"])
@@ -102,7 +104,7 @@ async def test_key_that_was_used_takes_no_unique_key(store: TaskStore) -> None:
 
     assert await store.insert_special_tasks([unique("two", key="k")]) == ([], {})
     await make(store, unique("two"))
-    assert await store.find_keyed_tasks(["k"]) == [Keyed("k", "ab", first)]
+    assert await store.find_keyed_tasks(["k"]) == [IdempotencyRecord("k", "ab", first)]
 
 
 async def test_key_of_a_create_that_lost_is_loose_and_can_be_forgotten(store: TaskStore) -> None:
@@ -112,10 +114,12 @@ async def test_key_of_a_create_that_lost_is_loose_and_can_be_forgotten(store: Ta
 
     await store.forget_loose_keys(["first", "second", "third"])
 
-    assert await store.find_keyed_tasks(["first", "second"]) == [Keyed("first", "ab", made[0])]
+    assert await store.find_keyed_tasks(["first", "second"]) == [
+        IdempotencyRecord("first", "ab", made[0])
+    ]
     assert await store.insert_special_tasks([first, second]) == ([], {second.id: first.id})
     keyed = await store.find_keyed_tasks(["second"])
-    assert keyed == [Keyed("second", "ab", made[0], is_new=False)]
+    assert keyed == [IdempotencyRecord("second", "ab", made[0], is_new=False)]
 
 
 async def test_retry_waits_for_its_unique_key(store: TaskStore) -> None:

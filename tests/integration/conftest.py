@@ -16,7 +16,7 @@ from tasksvc.domain.retry import RetryPolicy
 from tasksvc.domain.task import Claim, Task
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import Kind
+from tasksvc.handlers.kinds import KindConfig
 from tasksvc.metrics import Metrics
 from tasksvc.services.queues import QueueService
 from tasksvc.store.database import Database
@@ -55,7 +55,7 @@ class Worker:
         self.running = services.runs
         self.direct_start = services.direct_start
         executor = Executor(
-            {kind: Kind(handler) for kind in limits or ("default",)},
+            {kind: KindConfig(handler) for kind in limits or ("default",)},
             RetryPolicy(0, 0),
             metrics,
             max_result_bytes=1000,

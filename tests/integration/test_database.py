@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 import structlog
 
-from tasksvc.domain.errors import ContentRefused, StatementRefused, StoreUnavailable
+from tasksvc.domain.errors import DataRejected, StatementRefused, StoreUnavailable
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database, Session
@@ -160,7 +160,7 @@ class TestRefusal:
         self, database: Database, session: Session, statement: str, value: object
     ) -> None:
         ((pid,),) = await session.run("SELECT pg_backend_pid()")
-        with pytest.raises(ContentRefused):
+        with pytest.raises(DataRejected):
             await session.run(statement, {"value": value})
 
         assert await session.run("SELECT pg_backend_pid()") == [(pid,)]
@@ -341,7 +341,7 @@ class TestSecrets:
 
     async def test_no_statement(self, database_url: str, session: Session) -> None:
         for statement in ("SELECT secret", "SELECT 'secret'::int", "SELECT 'secret', \0"):
-            with pytest.raises((StoreUnavailable, ContentRefused)) as raised:
+            with pytest.raises((StoreUnavailable, DataRejected)) as raised:
                 await session.run(statement)
             assert "secret" not in said_by(raised.value)
 
@@ -412,7 +412,7 @@ class TestUp:
     ) -> None:
         await session.run("SELECT 1")
         up_seconds = database.up_seconds
-        with pytest.raises((StoreUnavailable, ContentRefused)):
+        with pytest.raises((StoreUnavailable, DataRejected)):
             await session.run(failing)
 
         assert database.up_seconds > up_seconds > 0
@@ -473,7 +473,7 @@ async def test_failures_leave_no_connection_behind(database_url: str) -> None:
         "SELECT %(x)s",
     ]
     for statement in statements:
-        with pytest.raises((StoreUnavailable, ContentRefused)):
+        with pytest.raises((StoreUnavailable, DataRejected)):
             await session.run(statement, {"x": "\0"})
         await session.run("SELECT 1")
     await session.close()

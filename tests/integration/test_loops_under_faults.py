@@ -15,7 +15,7 @@ from aiohttp import web
 
 from tasksvc.app import BACKGROUND, create_app
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     LeaseLost,
     StatementRefused,
     StoreUnavailable,
@@ -39,7 +39,7 @@ MOST_STEPS = 40
 STORE_ERRORS: list[Callable[[], BaseException]] = [
     StoreUnavailable,
     StatementRefused,
-    ContentRefused,
+    DataRejected,
     Unreadable,
     LeaseLost,
     TimeoutError,

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tasksvc.consumers import consumer as consumer_module
-from tasksvc.domain.errors import ContentRefused, StoreUnavailable, StreamUnavailable
+from tasksvc.domain.errors import DataRejected, StoreUnavailable, StreamUnavailable
 from tasksvc.domain.task import Claim, Options, Priority, Status, Task
 from tasksvc.services.queues import QueueService
 from tasksvc.store.task_store import TaskStore
@@ -399,7 +399,7 @@ async def test_create_that_was_sent_twice_is_handed_back(
 
 
 async def test_refused_content_frees_its_place(worker: Worker) -> None:
-    with pytest.raises(ContentRefused):
+    with pytest.raises(DataRejected):
         await worker.tasks.create("nul \0")
 
     assert worker.consumer.is_idle

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uuid_utils
 
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
+from tasksvc.domain.outcome import COMPLETED, RELEASED, RunResult
 from tasksvc.domain.task import DEFAULT_LANE, Filter, Hold, NewTask, Options, Progress, Status
 from tasksvc.store import queries
 from tasksvc.store.arrays import plain_array
@@ -101,7 +101,7 @@ async def live(store: TaskStore) -> None:
     await store.keep_progress([Progress(id, 1, 0.5, "half") for id in ids[:50]])
     await store.find_kinds(["default"])
     await store.forget_kinds(60)
-    finishes = [Finish(id, 1, COMPLETED if id < ids[40] else RELEASED) for id in ids[:50]]
+    finishes = [RunResult(id, 1, COMPLETED if id < ids[40] else RELEASED) for id in ids[:50]]
     await store.finish_tasks(finishes)
     await store.find_finished_tasks(finishes)
     await store.cancel_tasks(ids[50:55])

@@ -90,7 +90,7 @@ async def test_service_survives_the_killing_of_all_its_asyncio_tasks_at_once(
     await eventually(lambda: {status for status, *_ in rows()} == {"completed"})
 
 
-class Step:
+class BulkResult:
     name = "step"
     pause_seconds = 0.0
 
@@ -116,7 +116,7 @@ class Step:
     ids=lambda error: type(error).__name__,
 )
 async def test_loop_survives_whatever_its_step_raises(error: BaseException) -> None:
-    step = Step(error, error)
+    step = BulkResult(error, error)
     loop = Loop(step)
     loop.start()
     try:
@@ -128,7 +128,7 @@ async def test_loop_survives_whatever_its_step_raises(error: BaseException) -> N
 
 async def test_failing_step_is_tried_again_within_its_own_pause() -> None:
     """A lease would run out while its heartbeat backs off for longer."""
-    step = Step(*[Unavailable()] * 20)
+    step = BulkResult(*[Unavailable()] * 20)
     step.pause_seconds = 0.25
     loop = Loop(step)
 
@@ -142,7 +142,7 @@ async def test_failing_step_is_tried_again_within_its_own_pause() -> None:
 async def test_hung_loop_is_reported(start_app: StartApp) -> None:
     app = await start_app()
     pool = app[BACKGROUND]
-    step = Step()
+    step = BulkResult()
     hung = Loop(step)
     pool._duties.append(hung)
     hung.start()
@@ -163,7 +163,7 @@ async def test_hung_loop_is_reported(start_app: StartApp) -> None:
 async def test_loop_that_is_asked_to_stop_ends_its_step_first() -> None:
     is_in, may_go = asyncio.Event(), asyncio.Event()
 
-    class Slow(Step):
+    class Slow(BulkResult):
         async def run_once(self) -> int:
             is_in.set()
             await may_go.wait()
@@ -185,7 +185,7 @@ async def test_loop_that_is_asked_to_stop_ends_its_step_first() -> None:
 async def test_loop_that_swallows_its_cancel_is_asked_again() -> None:
     is_in = asyncio.Event()
 
-    class Deaf(Step):
+    class Deaf(BulkResult):
         async def run_once(self) -> int:
             is_in.set()
             try:

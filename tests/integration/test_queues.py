@@ -10,7 +10,7 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain.errors import QueueInUse, QueueNotFound
-from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.outcome import COMPLETED, RunResult
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.task import NewTask, Options, Status
 from tasksvc.duties.janitor import Janitor
@@ -80,7 +80,7 @@ class TestLimit:
         assert {claim.id for claim in claims if claim.is_limited} == set(ids[:2])
         assert await store.claim_tasks(worker_id, ids[2:]) == []
 
-        await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
+        await store.finish_tasks([RunResult(ids[0], 1, COMPLETED)])
         assert [claim.id for claim in await store.claim_tasks(worker_id, ids[2:])] == [ids[2]]
 
     async def test_limit_holds_for_all_workers(
@@ -147,9 +147,9 @@ class TestLimit:
         assert len(await store.claim_tasks(worker_id, ids[:3])) == 3
         await queue_store.put_queue("mail", 2)
 
-        await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
+        await store.finish_tasks([RunResult(ids[0], 1, COMPLETED)])
         assert await store.claim_tasks(worker_id, ids[3:]) == []
-        await store.finish_tasks([Finish(ids[1], 1, COMPLETED)])
+        await store.finish_tasks([RunResult(ids[1], 1, COMPLETED)])
         assert [claim.id for claim in await store.claim_tasks(worker_id, ids[3:])] == [ids[3]]
 
     async def test_what_is_counted_stays_little(
@@ -161,7 +161,7 @@ class TestLimit:
         ids = await insert(store, *tasks(150))
         for id in ids:
             assert len(await store.claim_tasks(worker_id, [id])) == 1
-            await store.finish_tasks([Finish(id, 1, COMPLETED)])
+            await store.finish_tasks([RunResult(id, 1, COMPLETED)])
 
         running = "FROM task_tally WHERE queue = 'mail' AND status = 'processing'"
         assert query(database_url, f"SELECT sum(tasks), count(*) <= 102 {running}") == [(0, True)]
@@ -179,7 +179,7 @@ class TestLimit:
         await store.claim_tasks(worker_id, ids[:2])
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == []
         assert await due_tasks(store) == [plain]
-        await store.finish_tasks([Finish(ids[0], 1, COMPLETED)])
+        await store.finish_tasks([RunResult(ids[0], 1, COMPLETED)])
         assert sorted(await due_tasks(store)) == sorted([plain, ids[2]])
         assert (await store.publish_due_tasks(ago(HOUR), 10)).ids == [ids[2]]
 
@@ -451,7 +451,7 @@ class TestFigures:
         worker_id = await register(store)
         ids = await insert(store, *tasks(9))
         await store.claim_tasks(worker_id, ids[:6])
-        await store.finish_tasks([Finish(id, 1, COMPLETED) for id in ids[:2]])
+        await store.finish_tasks([RunResult(id, 1, COMPLETED) for id in ids[:2]])
         await store.cancel_tasks([ids[2], ids[8]])
         await store.fold_tally()
         await store.delete_finished_tasks(0, 1)

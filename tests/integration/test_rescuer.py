@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tasksvc.domain.errors import LeaseLost, StoreUnavailable
-from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.outcome import COMPLETED, RunResult
 from tasksvc.domain.task import Claim, Status
 from tasksvc.duties.rescuer import Rescuer
 from tasksvc.store.task_store import TaskStore
@@ -146,7 +146,7 @@ async def test_zombie_changes_nothing_and_registers_again(
     lapse(database_url, before)
     await rescue(rescuer)
 
-    await doomed.service.finish([Finish(id, held[id], COMPLETED) for id in held])
+    await doomed.service.finish([RunResult(id, held[id], COMPLETED) for id in held])
     assert rows() == [("pending", 1, 1)] * 2
     with pytest.raises(LeaseLost):
         await doomed.service.claim(list(held))

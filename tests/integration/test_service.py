@@ -18,7 +18,7 @@ from tasksvc.domain.errors import (
     TaskIsFinal,
     TaskNotFound,
 )
-from tasksvc.domain.outcome import COMPLETED, Finish
+from tasksvc.domain.outcome import COMPLETED, RunResult
 from tasksvc.domain.task import Claim, Status, Task
 from tasksvc.embedded import EmbeddedRedis
 from tasksvc.store.task_store import TaskStore
@@ -211,7 +211,7 @@ async def test_finish_of_an_attempt_that_is_not_the_current_one_changes_nothing(
     await zombie.service.leave()
     await other.service.claim([task.id])
 
-    await zombie.service.finish([Finish(task.id, held[task.id], COMPLETED)])
+    await zombie.service.finish([RunResult(task.id, held[task.id], COMPLETED)])
 
     assert rows() == [("processing", 2, 0)]
     assert zombie.metrics.results_fenced.value == 1
@@ -222,7 +222,7 @@ async def test_finish_whose_answer_was_lost_counts_as_written(
 ) -> None:
     task = await worker.create()
     (claim,) = await worker.service.claim([task.id])
-    finish = Finish(task.id, claim.attempt, COMPLETED)
+    finish = RunResult(task.id, claim.attempt, COMPLETED)
     await worker.service.finish([finish])
 
     await worker.service.finish([finish])

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from tasksvc.domain import outcome
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
+from tasksvc.domain.outcome import COMPLETED, RELEASED, RunResult
 from tasksvc.domain.task import NewTask, Status
 from tasksvc.store import queries
 from tasksvc.store.database import Database
@@ -53,7 +53,10 @@ async def live(store: TaskStore, chance: random.Random, ids: list[str]) -> None:
                 outcomes = [COMPLETED, RELEASED, outcome.failed(error), outcome.retried(error, 0)]
                 claims = await store.claim_tasks(worker_id, some)
                 await store.finish_tasks(
-                    [Finish(each.id, each.attempt, chance.choice(outcomes)) for each in claims[1:]]
+                    [
+                        RunResult(each.id, each.attempt, chance.choice(outcomes))
+                        for each in claims[1:]
+                    ]
                 )
             case 3:
                 await store.cancel_tasks(some[:2])

@@ -14,7 +14,7 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain import outcome
-from tasksvc.domain.outcome import COMPLETED, RELEASED, Finish
+from tasksvc.domain.outcome import COMPLETED, RELEASED, RunResult
 from tasksvc.domain.task import Filter, Hold, NewTask, Status
 from tasksvc.store import database as database_module
 from tasksvc.store.database import Database
@@ -97,10 +97,10 @@ async def test_cancel_and_finish_have_one_winner(
 ) -> None:
     worker_id = await register(stores[0])
     results: list[Callable[[str], Awaitable[Any]]] = [
-        lambda id: stores[0].finish_tasks([Finish(id, 1, COMPLETED)]),
+        lambda id: stores[0].finish_tasks([RunResult(id, 1, COMPLETED)]),
         lambda id: stores[1].cancel_tasks([id]),
         lambda id: stores[2].rescue_tasks([worker_id], 10),
-        lambda id: stores[3].finish_tasks([Finish(id, 1, outcome.failed({"type": "E"}))]),
+        lambda id: stores[3].finish_tasks([RunResult(id, 1, outcome.failed({"type": "E"}))]),
         lambda id: stores[4].cancel_tasks([id]),
     ]
     for round in range(40):
@@ -223,7 +223,7 @@ async def test_groups_in_opposite_orders_do_not_deadlock(
     for _ in range(5):
         ids = await insert(stores[0], 100)
         await stores[0].claim_tasks(workers[0], ids[::-1])
-        finishes = [Finish(id, 1, COMPLETED) for id in ids]
+        finishes = [RunResult(id, 1, COMPLETED) for id in ids]
         await asyncio.gather(
             stores[0].finish_tasks(finishes),
             stores[1].finish_tasks(finishes[::-1]),
@@ -280,7 +280,7 @@ async def test_row_of_a_whole_life(database_url: str, store: TaskStore) -> None:
     await store.claim_tasks(worker_id, [id])
     held = row(database_url, id)
     assert (held["worker_id"], held["attempt"], held["finished_at"]) == (worker_id, 1, None)
-    await store.finish_tasks([Finish(id, 1, outcome.retried({"type": "E"}, 100))])
+    await store.finish_tasks([RunResult(id, 1, outcome.retried({"type": "E"}, 100))])
     waiting = row(database_url, id)
 
     assert (waiting["worker_id"], waiting["published_at"], waiting["failures"]) == (None, None, 1)
@@ -363,7 +363,7 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
         "forget_kinds": (1,),
         "claim_tasks": ("w", []),
         "complete_tasks": ([],),
-        "finish_tasks": ([Finish("a", 1, RELEASED)],),
+        "finish_tasks": ([RunResult("a", 1, RELEASED)],),
         "find_finished_tasks": ([],),
         "release_tasks": ("w",),
         "begin_epoch": ("w", 1),

@@ -12,14 +12,14 @@ import psycopg2
 import pytest
 
 from tasksvc.domain.errors import (
-    AlreadyThere,
-    KeyReused,
+    DuplicateKey,
+    IdempotencyKeyConflict,
     StoreUnavailable,
     TaskIsFinal,
     TaskIsNotFinal,
     UniqueKeyTaken,
 )
-from tasksvc.domain.task import Created, Filter, Options, Status
+from tasksvc.domain.task import CreateResult, Filter, Options, Status
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.metrics import Metrics
 from tasksvc.services.tasks import TaskService
@@ -71,7 +71,7 @@ async def waits(database_url: str) -> None:
     await eventually(lambda: query(database_url, WAITING) == [(1,)])
 
 
-def create(service: TaskService, key: str | None = None) -> asyncio.Future[Created]:
+def create(service: TaskService, key: str | None = None) -> asyncio.Future[CreateResult]:
     fingerprint = None if key is None else "ab"
     creating = service.create("x", None, UNIQUE, key=key, fingerprint=fingerprint)
     return asyncio.ensure_future(creating)
@@ -145,7 +145,7 @@ async def test_creates_in_many_processes_make_one_task(
 async def test_creates_that_race_with_ends_all_get_a_task(
     processes: list[TaskService], database_url: str
 ) -> None:
-    async def live(service: TaskService, number: int) -> list[Created]:
+    async def live(service: TaskService, number: int) -> list[CreateResult]:
         results = []
         for step in range(20):
             results.append(await create(service, f"{number}-{step}" if step % 2 else None))
@@ -187,7 +187,7 @@ async def test_create_that_always_loses_gets_503(
         return [], {}
 
     async def find_some_taken(tasks: Any, hold: Any) -> Any:
-        raise AlreadyThere
+        raise DuplicateKey
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "insert_fresh_tasks", find_some_taken)
@@ -231,7 +231,7 @@ async def test_key_of_another_request_is_refused_though_the_unique_key_is_the_sa
 ) -> None:
     await create(task_service, "k")
 
-    with pytest.raises(KeyReused):
+    with pytest.raises(IdempotencyKeyConflict):
         await task_service.create("y", None, UNIQUE, key="k", fingerprint="cd")
 
 

@@ -19,7 +19,7 @@ from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, completed
 from tasksvc.domain.retry import Permanent, RaisedElsewhere, Retry, RetryPolicy, TimedOut
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler
-from tasksvc.handlers.kinds import Kind
+from tasksvc.handlers.kinds import KindConfig
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Run, StopReason
 
@@ -29,7 +29,9 @@ def make_run(*, failures: int = 0) -> Run:
 
 
 def make_executor(handler: Handler, metrics: Metrics) -> Executor:
-    return Executor({"default": Kind(handler)}, RetryPolicy(0.0, 0.0), metrics, max_result_bytes=20)
+    return Executor(
+        {"default": KindConfig(handler)}, RetryPolicy(0.0, 0.0), metrics, max_result_bytes=20
+    )
 
 
 def raises(error: BaseException) -> Handler:
@@ -186,7 +188,7 @@ async def test_bounds_of_a_task_go_before_those_of_its_kind_and_of_the_service(
     expected: float,
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    kind = Kind(raises(ValueError("no")), None, *of_kind)
+    kind = KindConfig(raises(ValueError("no")), None, *of_kind)
     executor = Executor({"default": kind}, RetryPolicy(10, 25), metrics, max_result_bytes=20)
     run = make_run()
     run.claim = run.claim._replace(retry_base_seconds=of_task[0], retry_max_seconds=of_task[1])

@@ -10,7 +10,7 @@ from traceback import extract_tb
 import pytest
 
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     Overloaded,
     StoreUnavailable,
     TaskNotFound,
@@ -38,7 +38,7 @@ class Writer:
         if self.error is not None:
             raise self.error
         if min(items) < 0:
-            raise ContentRefused
+            raise DataRejected
         return [f"wrote {item}" for item in items]
 
 
@@ -134,14 +134,14 @@ async def test_refused_item_fails_alone(
 
     assert [type(each) for each in found] == [
         str,
-        *(ContentRefused if item < 0 else str for item in items),
+        *(DataRejected if item < 0 else str for item in items),
     ]
     assert [each for each in found if isinstance(each, str)] == [
         f"wrote {item}" for item in [0, *items] if item >= 0
     ]
 
 
-@pytest.mark.parametrize("error", [ContentRefused, Unreadable])
+@pytest.mark.parametrize("error", [DataRejected, Unreadable])
 async def test_refused_item_is_alone_among_the_items_of_one_caller_too(
     error: type[TaskServiceError],
 ) -> None:
@@ -170,7 +170,7 @@ async def test_caller_whose_items_are_one_whole_gets_all_or_nothing(
     refused, taken, beside = group.join_whole([1, -2]), group.join_whole([3, 4]), group.join(5)
     writer.gate.set()
 
-    with pytest.raises(ContentRefused):
+    with pytest.raises(DataRejected):
         await refused
     assert await taken == ["wrote 3", "wrote 4"]
     assert [await first, await beside] == ["wrote 0", "wrote 5"]
@@ -182,7 +182,7 @@ async def test_database_that_goes_away_while_a_culprit_is_looked_for_fails_the_r
         if 3 in items and len(items) < 4:
             raise StoreUnavailable
         if min(items) < 0:
-            raise ContentRefused
+            raise DataRejected
         return [f"wrote {item}" for item in items]
 
     group: Group[int, str] = Group("test", write)
@@ -303,7 +303,7 @@ async def test_writer_killed_while_it_looks_for_a_culprit_leaves_nobody_waiting(
 
     async def write(items: list[int]) -> Sequence[int]:
         if len(items) == 4:
-            raise ContentRefused
+            raise DataRejected
         looking.set()
         await asyncio.Event().wait()
         raise AssertionError

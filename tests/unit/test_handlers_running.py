@@ -21,10 +21,10 @@ from tasksvc.consumers.executor import Executor
 from tasksvc.domain.retry import RaisedElsewhere, RetryPolicy, TimedOut, Verdict, describe, trace
 from tasksvc.domain.task import Claim, Status
 from tasksvc.handlers import Handler, process
-from tasksvc.handlers.kinds import HandlersError, Kind, load
+from tasksvc.handlers.kinds import HandlersError, KindConfig, load
 from tasksvc.handlers.process import ProcessDied
 from tasksvc.handlers.results import Encoded
-from tasksvc.handlers.running import Runners
+from tasksvc.handlers.running import HandlerRunners
 from tasksvc.metrics import Metrics
 from tasksvc.runs import Run
 from tests.harness import eventually
@@ -46,13 +46,13 @@ def handlers(reported: Reported) -> dict[str, Handler]:
     async def report(claim: Claim, fraction: float, message: str) -> None:
         reported.append((fraction, message))
 
-    runners = Runners(report, threads=2, processes=2)
+    runners = HandlerRunners(report, threads=2, processes=2)
     return {kind: runners.handler_of(each) for kind, each in DECLARED.items()}
 
 
 @pytest.fixture
 def executor(handlers: dict[str, Handler], metrics: Metrics) -> Executor:
-    kinds = {kind: Kind.of(each, handlers[kind]) for kind, each in DECLARED.items()}
+    kinds = {kind: KindConfig.of(each, handlers[kind]) for kind, each in DECLARED.items()}
     return Executor(kinds, RetryPolicy(0, 0), metrics, max_result_bytes=100)
 
 
@@ -266,7 +266,7 @@ async def test_start_that_fails_gives_its_place_back(
 
 async def test_thread_that_goes_on_lingers_until_it_ends() -> None:
     freed: list[int] = []
-    runners = Runners(keeps_nothing, threads=1, processes=1)
+    runners = HandlerRunners(keeps_nothing, threads=1, processes=1)
     runners.when_thread_free(lambda: freed.append(1))
     handle = runners.handler_of(DECLARED["stubborn-thread"])
     await eventually(lambda: not _threads())
@@ -283,7 +283,9 @@ async def test_thread_that_goes_on_lingers_until_it_ends() -> None:
 
 
 async def test_message_of_many_megabytes_does_not_hold_the_loop() -> None:
-    handle = Runners(keeps_nothing, threads=1, processes=1).handler_of(DECLARED["long-process"])
+    handle = HandlerRunners(keeps_nothing, threads=1, processes=1).handler_of(
+        DECLARED["long-process"]
+    )
     running = asyncio.create_task(handle(claim("long-process", "20000000")))
     longest, last = 0.0, time.monotonic()
     while not running.done():
@@ -296,7 +298,9 @@ async def test_message_of_many_megabytes_does_not_hold_the_loop() -> None:
 
 @pytest.mark.slow
 async def test_message_that_is_too_long_is_a_failure() -> None:
-    handle = Runners(keeps_nothing, threads=1, processes=1).handler_of(DECLARED["long-process"])
+    handle = HandlerRunners(keeps_nothing, threads=1, processes=1).handler_of(
+        DECLARED["long-process"]
+    )
 
     with pytest.raises(RaisedElsewhere, match="The result has more than 67107864 bytes") as raised:
         await handle(claim("long-process", "67108864"))

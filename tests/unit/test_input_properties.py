@@ -18,7 +18,7 @@ from tasksvc.web.schemas.batches import load_tasks_create
 from tasksvc.web.schemas.cursors import Cursors
 from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.moments import read_moment, shown_moment
-from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder, quick_order
+from tasksvc.web.schemas.tasks import CreateRequest, TaskCreate, quick_order
 
 pytestmark = pytest.mark.slow
 
@@ -91,10 +91,10 @@ def as_json(document: Any, *, is_ascii: bool) -> bytes:
     return json.dumps(document, ensure_ascii=is_ascii).encode()
 
 
-def by_schema(body: bytes) -> TaskOrder | int:
+def by_schema(body: bytes) -> CreateRequest | int:
     """What the schema makes of it, or the status of its refusal."""
     try:
-        order: TaskOrder = load(SCHEMA, body)
+        order: CreateRequest = load(SCHEMA, body)
     except Problem as problem:
         return problem.status.value
     return order
@@ -116,7 +116,7 @@ def test_readers_agree(document: Any, is_ascii: bool) -> None:
     if b"\\u0000" in body:  # it is left to the schema
         assert quickly is None
     else:
-        assert quickly == (slowly if isinstance(slowly, TaskOrder) else None)
+        assert quickly == (slowly if isinstance(slowly, CreateRequest) else None)
 
 
 @drawn
@@ -124,7 +124,7 @@ def test_readers_agree(document: Any, is_ascii: bool) -> None:
 async def test_batch_is_read_as_each_of_its_tasks(batch: list[Any]) -> None:
     body = as_json({"tasks": batch}, is_ascii=True)
     expected = [by_schema(as_json(each, is_ascii=True)) for each in batch]
-    wrong = [number for number, each in enumerate(expected) if not isinstance(each, TaskOrder)]
+    wrong = [number for number, each in enumerate(expected) if not isinstance(each, CreateRequest)]
 
     if not wrong:
         assert await load_tasks_create(body, 100_000) == expected

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tasksvc import handler
-from tasksvc.handlers.kinds import HandlersError, Kind, load
+from tasksvc.handlers.kinds import HandlersError, KindConfig, load
 
 
 async def on_loop(content: str, ctx: Any) -> None:
@@ -112,7 +112,7 @@ def test_concurrency_of_a_kind(module: Callable[..., str]) -> None:
     function = handler("x", concurrency=4)(fresh(in_thread))
 
     declared = load([module("m", function)])["x"]
-    assert Kind.of(declared, lambda claim: None).concurrency == 4  # type: ignore[arg-type,return-value]
+    assert KindConfig.of(declared, lambda claim: None).concurrency == 4  # type: ignore[arg-type,return-value]
 
 
 def test_nothing_to_load_is_nothing() -> None:

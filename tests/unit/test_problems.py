@@ -14,7 +14,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from tasksvc.domain.errors import (
-    ContentRefused,
+    DataRejected,
     LeaseLost,
     Overloaded,
     StoreUnavailable,
@@ -41,7 +41,7 @@ ERRORS: dict[str, Exception] = {
     "key": KeyError(CANARY),
     "found": TaskNotFound(),
     "final": TaskIsFinal(Status.CANCELED),
-    "refused": ContentRefused(),
+    "refused": DataRejected(),
     "store": StoreUnavailable(),
     "stream": StreamUnavailable(),
     "full": Overloaded(),

@@ -16,8 +16,8 @@ from tasksvc.web.problems import Problem
 from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.quick_reader import Reader
 from tasksvc.web.schemas.tasks import (
+    CreateRequest,
     TaskCreate,
-    TaskOrder,
     quick_order,
 )
 
@@ -76,12 +76,12 @@ OTHERS: dict[str, list[Any]] = {
 """What it leaves to the schema, whatever that says."""
 
 
-def by_schema(body: bytes) -> TaskOrder:
-    order: TaskOrder = load(SCHEMA, body)
+def by_schema(body: bytes) -> CreateRequest:
+    order: CreateRequest = load(SCHEMA, body)
     return order
 
 
-def quickly(body: bytes) -> TaskOrder | None:
+def quickly(body: bytes) -> CreateRequest | None:
     return quick_order(body)
 
 
@@ -112,7 +112,7 @@ def test_others_are_left_to_the_schema(name: str, value: Any) -> None:
 def test_null_is_not_given(name: str) -> None:
     body = json.dumps({"content": "x", name: None}).encode()
 
-    assert quickly(body) == by_schema(body) == TaskOrder("x")
+    assert quickly(body) == by_schema(body) == CreateRequest("x")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from tasksvc.domain.task import Claim
-from tasksvc.runs import Run, Running, StopReason
+from tasksvc.runs import Run, RunRegistry, StopReason
 
 
 def make_run(id: str = "a", attempt: int = 1) -> Run:
@@ -21,11 +21,11 @@ def cancels(run: Run) -> int:
 
 
 @pytest.fixture
-def running() -> Running:
-    return Running()
+def running() -> RunRegistry:
+    return RunRegistry()
 
 
-def test_only_named_runs_are_stopped(running: Running) -> None:
+def test_only_named_runs_are_stopped(running: RunRegistry) -> None:
     runs = [make_run(id) for id in "abc"]
     for run in runs:
         running.add(run)
@@ -35,7 +35,7 @@ def test_only_named_runs_are_stopped(running: Running) -> None:
     assert [run.stop_reason for run in runs] == [StopReason.LOST, None, StopReason.LOST]
 
 
-def test_all_are_stopped_at_shutdown(running: Running) -> None:
+def test_all_are_stopped_at_shutdown(running: RunRegistry) -> None:
     runs = [make_run(id) for id in "ab"]
     for run in runs:
         running.add(run)
@@ -45,7 +45,7 @@ def test_all_are_stopped_at_shutdown(running: Running) -> None:
     assert [cancels(run) for run in runs] == [1, 1]
 
 
-def test_lost_task_stays_lost_at_shutdown(running: Running) -> None:
+def test_lost_task_stays_lost_at_shutdown(running: RunRegistry) -> None:
     """Otherwise it would be released, although another worker holds it."""
     run = make_run()
     running.add(run)
@@ -63,7 +63,7 @@ def test_run_without_a_task_only_remembers_why() -> None:
     assert run.stop_reason is StopReason.LOST
 
 
-def test_removed_run_is_not_stopped(running: Running) -> None:
+def test_removed_run_is_not_stopped(running: RunRegistry) -> None:
     run = make_run()
     running.add(run)
     assert len(running) == 1
@@ -73,7 +73,7 @@ def test_removed_run_is_not_stopped(running: Running) -> None:
     assert running.stop(["a"]) == 0
 
 
-def test_run_that_ends_late_does_not_remove_its_successor(running: Running) -> None:
+def test_run_that_ends_late_does_not_remove_its_successor(running: RunRegistry) -> None:
     old, new = make_run(attempt=1), make_run(attempt=2)
     running.add(old)
     running.add(new)

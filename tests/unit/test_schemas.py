@@ -15,7 +15,7 @@ from tasksvc.domain.task import Options, Priority, Status, Task
 from tasksvc.web.problems import Problem
 from tasksvc.web.schemas.dumps import dump_task
 from tasksvc.web.schemas.names import load_task_id
-from tasksvc.web.schemas.tasks import TaskOrder, load_task_create
+from tasksvc.web.schemas.tasks import CreateRequest, load_task_create
 
 ID = "0192d1a5-7c2e-7e2a-9d3f-0123456789ab"
 MOMENT = datetime(2024, 10, 28, 8, 4, 8, 990161, UTC)
@@ -40,7 +40,7 @@ def refusal(body: bytes) -> Problem:
 
 
 def test_load_task_create() -> None:
-    assert load_task_create(b' {"content": "\\u0041\\ud83d\\ude42"} ') == TaskOrder("A🙂")
+    assert load_task_create(b' {"content": "\\u0041\\ud83d\\ude42"} ') == CreateRequest("A🙂")
 
 
 def test_load_task_create_with_all_options() -> None:
@@ -55,7 +55,7 @@ def test_load_task_create_with_all_options() -> None:
         "retry_max_seconds": 2.5,
     }
 
-    assert load_task_create(json.dumps(document).encode()) == TaskOrder(
+    assert load_task_create(json.dumps(document).encode()) == CreateRequest(
         "x",
         Options(
             max_attempts=5,
@@ -156,7 +156,7 @@ def test_task_starts_at_a_moment_or_after_a_delay() -> None:
 
 def test_fingerprint_is_of_what_is_asked_for() -> None:
     """It is kept for days, so it must outlast an option that is new."""
-    assert TaskOrder("x", Options(max_attempts=2)).fingerprint() == (
+    assert CreateRequest("x", Options(max_attempts=2)).fingerprint() == (
         hashlib.sha256(b'["x",{"max_attempts":2}]').hexdigest()
     )
     many = Options(kind="k", expires_at=MOMENT, priority=Priority.HIGH, retry_max_seconds=1.0)
@@ -164,9 +164,10 @@ def test_fingerprint_is_of_what_is_asked_for() -> None:
         b'["x",{"kind":"k","expires_at":"2024-10-28T08:04:08.990161Z","priority":"high",'
         b'"retry_max_seconds":1.0}]'
     )
-    assert TaskOrder("x", many).fingerprint() == hashlib.sha256(written).hexdigest()
+    assert CreateRequest("x", many).fingerprint() == hashlib.sha256(written).hexdigest()
     assert (
-        TaskOrder("x").fingerprint() != TaskOrder("x", Options(retry_max_seconds=0)).fingerprint()
+        CreateRequest("x").fingerprint()
+        != CreateRequest("x", Options(retry_max_seconds=0)).fingerprint()
     )
 
 

@@ -20,7 +20,7 @@ from tasksvc.slices import Slices
 from tasksvc.web.problems import Problem, bad_json, wrong_shape
 from tasksvc.web.schemas.errors import named_errors
 from tasksvc.web.schemas.fields import MAX_ERRORS, Shape
-from tasksvc.web.schemas.tasks import MAX_TASKS, TaskOrder, try_task_create
+from tasksvc.web.schemas.tasks import MAX_TASKS, CreateRequest, try_task_create
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
@@ -54,9 +54,9 @@ _read_any = msgspec.json.Decoder(msgspec.Raw).decode
 _BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-async def load_tasks_create(body: bytes | bytearray, max_task_bytes: int) -> list[TaskOrder]:
+async def load_tasks_create(body: bytes | bytearray, max_task_bytes: int) -> list[CreateRequest]:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
-    orders: list[TaskOrder] = []
+    orders: list[CreateRequest] = []
     errors: list[dict[str, str]] = []
     slices = Slices()
     for number, raw in enumerate(await _split(body)):
@@ -66,7 +66,7 @@ async def load_tasks_create(body: bytes | bytearray, max_task_bytes: int) -> lis
             errors.append({"pointer": pointer, "detail": detail})
         else:
             read = try_task_create(task, pointer)
-            if isinstance(read, TaskOrder):
+            if isinstance(read, CreateRequest):
                 orders.append(read)
             else:
                 errors += read

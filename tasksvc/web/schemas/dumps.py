@@ -13,7 +13,7 @@ import orjson
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.queue import Queue
 from tasksvc.domain.schedule import Schedule
-from tasksvc.domain.task import Step, Task
+from tasksvc.domain.task import BulkResult, Task
 from tasksvc.slices import Slices
 from tasksvc.web.schemas.moments import shown_moment
 from tasksvc.web.schemas.shapes import (
@@ -123,7 +123,7 @@ async def dump_list(
 
 
 def dump_step(
-    step: Step, next_cursor: str | None, shape: type[CanceledTasks] | type[RetriedTasks]
+    step: BulkResult, next_cursor: str | None, shape: type[CanceledTasks] | type[RetriedTasks]
 ) -> bytes:
     """Returns a step as JSON."""
     count = len(step.ids)

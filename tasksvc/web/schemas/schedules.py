@@ -15,7 +15,7 @@ from tasksvc.domain.schedule import Missed, ScheduleOrder
 from tasksvc.web.schemas.documents import load
 from tasksvc.web.schemas.fields import Digits, Shape, Truth
 from tasksvc.web.schemas.names import is_name
-from tasksvc.web.schemas.tasks import TaskCreate, TaskOrder
+from tasksvc.web.schemas.tasks import CreateRequest, TaskCreate
 
 _MAX_CONTENT_BYTES = 16_384
 """As JSON: a page has many schedules, and many may be due at the same moment."""
@@ -85,7 +85,7 @@ def load_schedule(body: bytes | bytearray) -> ScheduleOrder:
     return order
 
 
-def _document(order: TaskOrder) -> str:
+def _document(order: CreateRequest) -> str:
     """The task as the client gave it."""
     options: dict[str, Any] = msgspec.to_builtins(order.options)
     return orjson.dumps({"content": order.content, **options}).decode()

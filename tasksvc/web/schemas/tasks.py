@@ -57,8 +57,8 @@ class TaskCreate(Shape):
             raise ValidationError("Must not be below retry_base_seconds.", "retry_max_seconds")
 
     @post_load
-    def _order(self, data: dict[str, Any], **kwargs: Any) -> TaskOrder:
-        return TaskOrder(data.pop("content"), Options(**data))
+    def _order(self, data: dict[str, Any], **kwargs: Any) -> CreateRequest:
+        return CreateRequest(data.pop("content"), Options(**data))
 
 
 class TaskFilter(Shape):
@@ -95,7 +95,7 @@ class Search(NamedTuple):
     limit: int
 
 
-class StepOrder(NamedTuple):
+class BulkRequest(NamedTuple):
     """The tasks to change, or with `is_dry` only to list."""
 
     filter: Filter
@@ -104,7 +104,7 @@ class StepOrder(NamedTuple):
     is_dry: bool
 
 
-class TaskOrder(NamedTuple):
+class CreateRequest(NamedTuple):
     """What a client asks for."""
 
     content: str
@@ -134,7 +134,7 @@ def load_search(request: web.Request) -> Search:
     return Search(_filter(**found), cursor, limit)
 
 
-def load_step(body: bytes | bytearray, statuses: Collection[Status]) -> StepOrder:
+def load_step(body: bytes | bytearray, statuses: Collection[Status]) -> BulkRequest:
     """A step through tasks in one of the statuses. Raises Problem, as `load_task_create` does."""
     found = load(_TASKS_STEP, body)
     if not found["filter"]:
@@ -143,14 +143,14 @@ def load_step(body: bytes | bytearray, statuses: Collection[Status]) -> StepOrde
         detail = f"Must be one of: {', '.join(sorted(statuses))}."
         raise wrong_shape([{"pointer": "/filter/status", "detail": detail}])
     filter = _filter(**found["filter"])
-    return StepOrder(filter, found.get("cursor"), found["limit"], found["dry_run"])
+    return BulkRequest(filter, found.get("cursor"), found["limit"], found["dry_run"])
 
 
 def _filter(status: Status | None = None, **others: Any) -> Filter:
     return Filter(() if status is None else (status,), **others)
 
 
-def load_task_create(body: bytes | bytearray) -> TaskOrder:
+def load_task_create(body: bytes | bytearray) -> CreateRequest:
     """Raises Problem: 400 for what is not JSON, 422 for the wrong shape."""
     order = quick_order(body)
     if order is None:
@@ -158,7 +158,7 @@ def load_task_create(body: bytes | bytearray) -> TaskOrder:
     return order
 
 
-def try_task_create(body: bytes, pointer: str) -> TaskOrder | list[dict[str, str]]:
+def try_task_create(body: bytes, pointer: str) -> CreateRequest | list[dict[str, str]]:
     """The order, or what is wrong, below a pointer. Raises Problem, 400, for what is not JSON."""
     order = quick_order(body)
     if order is None:
@@ -170,19 +170,19 @@ def try_task_create(body: bytes, pointer: str) -> TaskOrder | list[dict[str, str
     return order
 
 
-def quick_order(body: bytes | bytearray) -> TaskOrder | None:
+def quick_order(body: bytes | bytearray) -> CreateRequest | None:
     """None for what is to be read by the schema: it is invalid or uncommon."""
     values = _QUICK_CREATE.read(body)
     if values is None:
         return None
     content, given = values[0], values[1:]
     if given == _NOTHING:
-        return TaskOrder(content)
+        return CreateRequest(content)
     try:
         options = Options(*_with_moments(given))
     except ValueError:
         return None
-    return TaskOrder(content, options) if _is_sound(options) else None
+    return CreateRequest(content, options) if _is_sound(options) else None
 
 
 def _with_moments(given: tuple[Any, ...]) -> list[Any]:

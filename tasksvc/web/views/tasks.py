@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from tasksvc.domain.errors import UnknownKind
-from tasksvc.domain.task import FINAL, LIVE, Status, Step
+from tasksvc.domain.task import FINAL, LIVE, BulkResult, Status
 from tasksvc.domain.trace import read_traceparent
 from tasksvc.metrics import Count
 from tasksvc.web.answers import Answer
@@ -181,7 +181,7 @@ def _canceling(request: web.Request) -> Iterator[None]:
 async def _step(
     request: web.Request,
     statuses: Collection[Status],
-    change: Callable[..., Awaitable[Step]],
+    change: Callable[..., Awaitable[BulkResult]],
     shape: type[CanceledTasks] | type[RetriedTasks],
     successes: Count,
 ) -> Answer:
