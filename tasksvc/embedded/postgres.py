@@ -27,8 +27,6 @@ _SETTINGS = MappingProxyType(
         # A laptop's memory is for other things.
         "shared_buffers": "64MB",
         "logging_collector": "off",
-        # A statement that is refused has in it what tasks contain.
-        "log_min_error_statement": "fatal",
         "max_logical_replication_workers": "0",
     }
 )

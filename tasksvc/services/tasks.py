@@ -17,7 +17,6 @@ import uuid_utils
 
 from tasksvc.domain.attempt import Attempt
 from tasksvc.domain.errors import (
-    DuplicateKey,
     IdempotencyKeyConflict,
     StoreUnavailable,
     TaskIsFinal,
@@ -59,10 +58,6 @@ log = structlog.get_logger(__name__)
 
 _CREATE_TRIES = 10
 """Each but the last lost a race for a unique key, to a task that was final before the next."""
-
-_CAREFUL_SECONDS = 60.0
-"""After a key was taken. A statement that is refused has cost as much as one that is not, and
-PostgreSQL may write it into its log, with all that it was to insert."""
 
 _ATTEMPTS = 1000
 """Of one task, in one read: there is no bound to how often it may be handed back."""
@@ -140,7 +135,6 @@ class TaskService:
     ) -> None:
         """`kinds` are those that this process serves, each with its `max_attempts`."""
         self._kinds = Kinds(store, kinds, max_waiting=max_waiting)
-        self._careful_until = float("-inf")
         self._secret: bytes | None = None
         self._store = store
         self._stream = stream
@@ -154,10 +148,10 @@ class TaskService:
         self._creates: Group[NewTask, CreateResult] = Group(
             "create", self._insert, observe=metrics.group_size("create"), weigh=_weight, **bounds
         )
-        self._special_creates: Group[NewTask, CreateResult] = Group(
-            "special",
-            self._insert_special,
-            observe=metrics.group_size("special"),
+        self._creates_with_options: Group[NewTask, CreateResult] = Group(
+            "create_with_options",
+            self._insert_with_options,
+            observe=metrics.group_size("create_with_options"),
             weigh=_weight,
             **bounds,
         )
@@ -183,7 +177,7 @@ class TaskService:
         self._measuring = Flight(self._measure, _MEASURED_SECONDS)
         self._groups: tuple[Group[Any, Any], ...] = (
             self._creates,
-            self._special_creates,
+            self._creates_with_options,
             self._gets,
             self._cancels,
         )
@@ -218,7 +212,7 @@ class TaskService:
             return self._creates.join(
                 NewTask(id, content, self._default_attempts, traceparent, is_published)
             )
-        return self._special_creates.join(
+        return self._creates_with_options.join(
             self.new_task(content, traceparent, options, key, fingerprint)
         )
 
@@ -230,8 +224,8 @@ class TaskService:
         Raises DataRejected when the database does not take one of the contents.
         """
         tasks = [self.new_task(content, traceparent, options) for content, options in orders]
-        self._special_creates.check_room()
-        created = await self._special_creates.join_whole(tasks)
+        self._creates_with_options.check_room()
+        created = await self._creates_with_options.join_whole(tasks)
         return [each.task for each in created]
 
     async def retry(self, id: str) -> Task:
@@ -354,59 +348,39 @@ class TaskService:
         self.publish_soon(tasks, taking.claims)
         return [CreateResult(task) for task in made]
 
-    async def _insert_special(
+    async def _insert_with_options(
         self, tasks: list[NewTask]
     ) -> Sequence[CreateResult | TaskServiceError]:
-        if time.monotonic() >= self._careful_until:
-            try:
-                return await self._insert_fresh(tasks)
-            except DuplicateKey:  # where one key is taken, others may be
-                self._careful_until = time.monotonic() + _CAREFUL_SECONDS
         results: dict[str, CreateResult | TaskServiceError] = {}
         for _ in range(_CREATE_TRIES):
-            results.update(await self._try_special([new for new in tasks if new.id not in results]))
+            results |= await self._try_insert([new for new in tasks if new.id not in results])
             if len(results) == len(tasks):
                 break
         return [results.get(new.id) or StoreUnavailable() for new in tasks]
 
-    async def _insert_fresh(self, tasks: list[NewTask]) -> list[CreateResult]:
-        """Raises DuplicateKey."""
+    async def _try_insert(self, tasks: list[NewTask]) -> dict[str, CreateResult | TaskServiceError]:
+        """Returns the results of the creates by their ids, without those that lost a race and have
+        to be tried again."""
         with self._worker.taking(tasks) as taking:
-            made, taking.claims = await self._store.insert_fresh_tasks(tasks, taking.hold)
-        self._special_creates.when_given(taking.start)
-        self._tell_special(list(zip(tasks, made, strict=True)), taking.claims)
-        return [CreateResult(task) for task in made]
-
-    async def _try_special(
-        self, tasks: list[NewTask]
-    ) -> dict[str, CreateResult | TaskServiceError]:
-        """What came of the creates, by the ids; those that have to be tried again are missing."""
-        made, live_ids = await self._store.insert_special_tasks(tasks)
+            inserted = await self._store.insert_tasks_with_options(tasks, taking.hold)
+            taking.claims = inserted.claims
+        self._creates_with_options.when_given(taking.start)
+        made = {task.id: task for task in inserted.tasks}
+        self._announce(tasks, made, inserted.claims)
         results: dict[str, CreateResult | TaskServiceError] = {
-            task.id: CreateResult(task) for task in made
+            id: CreateResult(task) for id, task in made.items()
         }
-        if len(made) < len(tasks):
-            results |= await self._find_special(
-                [new for new in tasks if new.id not in results],
-                live_ids,
-                {task.unique_key: task for task in made if task.unique_key is not None},
-            )
-        self._tell_special(
-            [
-                (new, created.task)
-                for new in tasks
-                if isinstance(created := results.get(new.id), CreateResult)
-                and created.task.id == new.id
-            ]
-        )
+        if rest := [new for new in tasks if new.id not in made]:
+            same_batch = {task.unique_key: task for task in inserted.tasks if task.unique_key}
+            results |= await self._find_existing(rest, inserted.live_ids, same_batch)
         return results
 
-    async def _find_special(
-        self, tasks: list[NewTask], live_ids: Mapping[str, str], twins: Mapping[str, Task]
+    async def _find_existing(
+        self, tasks: list[NewTask], live_ids: Mapping[str, str], same_batch: Mapping[str, Task]
     ) -> dict[str, CreateResult | TaskServiceError]:
-        """What came of those that the statement did not make: they share a unique key with a task
-        that was live before, or with one of the twins; their key was there; or the answer to a
-        first try was lost."""
+        """Returns the results of creates that the statement did not make. They share a unique key
+        with a task that was live before or is of the same batch, their key was there, or the answer
+        to a first try was lost."""
         keys = [new.key for new in tasks if new.key is not None and new.id not in live_ids]
         keyed: dict[str, IdempotencyRecord] = {}
         for some in _reads(keys):
@@ -421,21 +395,27 @@ class TaskService:
             elif new.key is not None:
                 if first := keyed.get(new.key):
                     results[new.id] = _replayed(new, first)
-            elif twin := twins.get(new.options.unique_key or ""):
-                results[new.id] = CreateResult(twin, is_new=False)
-        if loose := [key for key in keys if key not in keyed]:
-            await self._store.forget_loose_keys(loose)
+            elif other := same_batch.get(new.options.unique_key or ""):
+                results[new.id] = CreateResult(other, is_new=False)
+        self._announce(tasks, found)
+        if orphaned := [key for key in keys if key not in keyed]:
+            await self._store.forget_orphaned_keys(orphaned)
         return results
 
-    def _tell_special(
-        self, made: Sequence[tuple[NewTask, Task]], claims: Sequence[Claim] = ()
+    def _announce(
+        self, tasks: Sequence[NewTask], made: Mapping[str, Task], claims: Sequence[Claim] = ()
     ) -> None:
-        """Publishes what was made, and wakes the relay in time for what waits."""
-        self.publish_soon([new for new, _ in made], claims)
-        moments = [task.run_at or task.created_at for new, task in made if new.options.waits]
-        moments += [task.expires_at for _, task in made if task.expires_at is not None]
+        """Publishes those of the tasks that were made, and wakes the relay in time for those that
+        wait."""
+        new = [task for task in tasks if task.id in made]
+        self.publish_soon(new, claims)
+        rows = [made[task.id] for task in new]
+        moments = [row.expires_at for row in rows if row.expires_at is not None]
+        for task, row in zip(new, rows, strict=True):
+            if task.options.waits:
+                moments.append(row.run_at or row.created_at)
         if moments:
-            seconds = (min(moments) - made[0][1].created_at).total_seconds()
+            seconds = (min(moments) - rows[0].created_at).total_seconds()
             self._publisher.wake_relay_in(max(0.0, seconds))
 
     async def _get(self, ids: list[str]) -> list[Task | TaskServiceError]:

@@ -84,6 +84,18 @@ class Found(NamedTuple):
     """The oldest of all that were met."""
 
 
+class Inserted(NamedTuple):
+    """What became of new tasks. One whose key is there already, or that has lost a race for its
+    unique key, has no part in it."""
+
+    tasks: list[Task]
+    """Those that were made, in order; each as it was made: pending."""
+    claims: list[Claim]
+    """Of those that the worker holds now."""
+    live_ids: dict[str, str]
+    """By the ids of those that were not made: the ids of the live tasks with their unique keys."""
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
     """What the relay has to do, and when it has to look again."""
@@ -111,7 +123,7 @@ _LONG = 500_000
 
 _SESSIONS = (
     "insert",
-    "special",
+    "options",
     "get",
     "search",
     "step",
@@ -142,7 +154,7 @@ class TaskStore(Store):
     def claims_run_again(self) -> int:
         """How many statements that may claim were sent twice: the first one's claim may still come,
         and the second knows nothing of it."""
-        return sum(self._sessions[name].runs_again for name in ("claim", "insert", "special"))
+        return sum(self._sessions[name].runs_again for name in ("claim", "insert", "options"))
 
     # A task's life.
 
@@ -181,49 +193,45 @@ class TaskStore(Store):
             task.first_claim() for task in tasks if created[task.id][1]
         ]
 
-    async def insert_fresh_tasks(
+    async def insert_tasks_with_options(
         self, tasks: Sequence[NewTask], hold: Hold | None = None
-    ) -> tuple[list[Task], list[Claim]]:
-        """The same for tasks that have options or a key.
+    ) -> Inserted:
+        """Inserts tasks that have options or a key, unless something of theirs is taken.
 
-        Raises DuplicateKey, too: an id, a key or a unique key of one of them is taken.
+        Raises DataRejected when one of them does not fit the database; none is kept then.
         """
         rows = await self._run(
-            "special",
-            "insert_fresh_tasks",
+            "options",
+            "insert_tasks_with_options",
             worker_id=hold and hold.worker_id,
             epoch=hold and hold.epoch,
             tasks=await _documents(tasks, hold.ids if hold else ()),
         )
-        made = {id: (created_at, run_at) for id, created_at, run_at, _ in rows}
-        held = {id for id, *_, is_held in rows if is_held}
-        claims = [task.first_claim() for task in tasks if task.id in held]
-        return [_made(task, *made[task.id]) for task in tasks], claims
-
-    async def insert_special_tasks(
-        self, tasks: Sequence[NewTask]
-    ) -> tuple[list[Task], dict[str, str]]:
-        """The same whatever is taken, and no worker holds them yet; and the live tasks that others
-        would have to share their unique key with, by the ids of those. One whose key is there
-        already, or that has lost a race, is in neither."""
-        rows = await self._run("special", "insert_special_tasks", tasks=await _documents(tasks))
-        found = {
-            id: (created_at, run_at) for id, _, created_at, run_at in rows if created_at is not None
-        }
-        made = [_made(task, *found[task.id]) for task in tasks if task.id in found]
-        return made, {id: live_id for id, live_id, *_ in rows if id not in found}
+        made, held, live_ids = {}, set(), {}
+        for id, live_id, created_at, run_at, is_held in rows:
+            if live_id is not None:
+                live_ids[id] = live_id
+                continue
+            made[id] = (created_at, run_at)
+            if is_held:
+                held.add(id)
+        return Inserted(
+            [_made(task, *made[task.id]) for task in tasks if task.id in made],
+            [task.first_claim() for task in tasks if task.id in held],
+            live_ids,
+        )
 
     async def find_keyed_tasks(self, keys: Sequence[str]) -> list[IdempotencyRecord]:
         """The tasks that were created under these keys, in no order."""
-        rows = await self._run("special", "find_keyed_tasks", keys=text_array(keys))
+        rows = await self._run("options", "find_keyed_tasks", keys=text_array(keys))
         return [
             IdempotencyRecord(key, fingerprint, _task(*row), is_new)
             for key, fingerprint, is_new, *row in rows
         ]
 
-    async def forget_loose_keys(self, keys: Sequence[str]) -> None:
+    async def forget_orphaned_keys(self, keys: Sequence[str]) -> None:
         """Those of the keys that no task was created under."""
-        await self._run("special", "forget_loose_keys", keys=text_array(keys))
+        await self._run("options", "forget_orphaned_keys", keys=text_array(keys))
 
     async def unpublish_tasks(self, ids: Sequence[str]) -> None:
         await self._run("duty", "unpublish_tasks", ids=plain_array(ids))

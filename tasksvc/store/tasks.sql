@@ -34,50 +34,17 @@ FROM unnest(
 ) AS new (id, content, max_attempts, traceparent, is_published, is_held) LEFT JOIN holder ON is_held
 RETURNING id, created_at, worker_id IS NOT NULL;
 
--- insert_fresh_tasks --
+-- insert_tasks_with_options --
 -- (nothing) -> pending, for tasks with options or a key; or processing, by the rules of insert_held_tasks, unless they have
--- expired or their queue may let none start. It is refused when any id, key or unique key is taken: to look for them first
--- takes a third of the whole. Keys are locked in their order, and then unique keys in theirs, or two groups could deadlock.
-WITH new AS (
-    SELECT * FROM json_to_recordset(%(tasks)s::json) AS new (
-        id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
-        run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
-        unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text, is_held bool
-    )
-), kept AS (
-    INSERT INTO idempotency_key (key, fingerprint, task_id)
-    SELECT key, decode(fingerprint, 'hex'), id FROM new WHERE key IS NOT NULL ORDER BY key
-    RETURNING key
-), holder AS (
-    SELECT id FROM worker
-    WHERE id = %(worker_id)s::uuid AND epoch = %(epoch)s::int AND lapsed_at IS NULL FOR KEY SHARE
-)
-INSERT INTO task (
-    id, content, max_attempts, traceparent, published_at, created_at, due_at, timeout_seconds, expires_at, kind, priority,
-    queue, unique_key, retry_base_seconds, retry_max_seconds, worker_id, status, attempt, updated_at
-)
-SELECT new.id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END, clock_timestamp(),
-    coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
-    timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'),
-    coalesce(queue, ''), unique_key, retry_base_seconds, retry_max_seconds,
-    holder.id, CASE WHEN holder.id IS NULL THEN 'pending' ELSE 'processing' END::task_status,
-    CASE WHEN holder.id IS NULL THEN 0 ELSE 1 END, CASE WHEN holder.id IS NOT NULL THEN clock_timestamp() END
-FROM new LEFT JOIN holder ON is_held AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    AND (SELECT concurrency IS NULL AND NOT is_paused FROM queue WHERE name = new.queue) IS NOT FALSE
-WHERE (SELECT count(*) FROM kept) >= 0  -- the keys first
-ORDER BY unique_key, new.id
-RETURNING id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END, worker_id IS NOT NULL;
-
--- insert_special_tasks --
--- (nothing) -> pending, for tasks with options or a key, some of which may be taken. A key that is there already, from the same call's first try or
--- from another create, keeps its task from being inserted. So does a live task with the same unique key: its id comes
--- back instead, and the key remembers it. No row for one whose key is there, and for one that lost a race for its unique
--- key. Keys are locked in their order, and then unique keys in theirs, or two groups could deadlock.
+-- expired or their queue may let none start. A key that is there already, from the same call's first try or from another
+-- create, keeps its task from being inserted. So does a live task with the same unique key: its id comes back instead, and
+-- the key remembers it. No row for one whose key is there, and for one that lost a race for its unique key. Keys are locked
+-- in their order, and then unique keys in theirs, or two groups could deadlock.
 WITH new AS (
     SELECT new.*, live.id AS live_id FROM json_to_recordset(%(tasks)s::json) AS new (
         id uuid, content text, max_attempts int, traceparent text, is_published bool, delay_seconds float8,
         run_at timestamptz, timeout_seconds float8, expires_at timestamptz, kind text, priority task_priority, queue text,
-        unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text
+        unique_key text, retry_base_seconds float8, retry_max_seconds float8, key text, fingerprint text, is_held bool
     ) LEFT JOIN LATERAL (  -- a plain join could be planned as a scan of the whole index
         SELECT id FROM task WHERE CASE WHEN finished_at IS NULL THEN unique_key END = new.unique_key LIMIT 1
     ) AS live ON true
@@ -88,22 +55,29 @@ WITH new AS (
     RETURNING key, task_id
 ), wanted AS (
     SELECT * FROM new WHERE key IS NULL OR (key, coalesce(live_id, id)) IN (SELECT key, task_id FROM kept)
+), holder AS (
+    SELECT id FROM worker
+    WHERE id = %(worker_id)s::uuid AND epoch = %(epoch)s::int AND lapsed_at IS NULL FOR KEY SHARE
 ), made AS (
     INSERT INTO task (
-        id, content, max_attempts, traceparent, published_at, due_at, timeout_seconds, expires_at, kind, priority,
-        queue, unique_key, retry_base_seconds, retry_max_seconds
+        id, content, max_attempts, traceparent, published_at, created_at, due_at, timeout_seconds, expires_at, kind, priority,
+        queue, unique_key, retry_base_seconds, retry_max_seconds, worker_id, status, attempt, updated_at
     )
-    SELECT id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END,
+    SELECT wanted.id, content, max_attempts, traceparent, CASE WHEN is_published THEN clock_timestamp() END, clock_timestamp(),
         coalesce(run_at, clock_timestamp() + make_interval(secs => coalesce(delay_seconds, 0))),
         timeout_seconds, expires_at, coalesce(kind, 'default'), coalesce(priority, 'normal'),
-        coalesce(queue, ''), unique_key, retry_base_seconds, retry_max_seconds
-    FROM wanted WHERE live_id IS NULL ORDER BY unique_key, id
+        coalesce(queue, ''), unique_key, retry_base_seconds, retry_max_seconds,
+        holder.id, CASE WHEN holder.id IS NULL THEN 'pending' ELSE 'processing' END::task_status,
+        CASE WHEN holder.id IS NULL THEN 0 ELSE 1 END, CASE WHEN holder.id IS NOT NULL THEN clock_timestamp() END
+    FROM wanted LEFT JOIN holder ON is_held AND (expires_at IS NULL OR expires_at > statement_timestamp())
+        AND (SELECT concurrency IS NULL AND NOT is_paused FROM queue WHERE name = wanted.queue) IS NOT FALSE
+    WHERE live_id IS NULL ORDER BY unique_key, wanted.id
     ON CONFLICT DO NOTHING
-    RETURNING id, created_at, due_at
+    RETURNING id, created_at, due_at, worker_id
 )
-SELECT id, id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END FROM made
+SELECT id, NULL AS live_id, created_at, CASE WHEN due_at > clock_timestamp() THEN due_at END, worker_id IS NOT NULL FROM made
 UNION ALL
-SELECT id, live_id, NULL, NULL FROM wanted WHERE live_id IS NOT NULL;
+SELECT id, live_id, NULL, NULL, false FROM wanted WHERE live_id IS NOT NULL;
 
 -- find_keyed_tasks --
 -- No change: the tasks that were created under these keys, or, made before the key, were found by their unique key.
@@ -114,7 +88,7 @@ SELECT key, encode(fingerprint, 'hex'), task.created_at >= idempotency_key.creat
     retry_of, retried_as, schedule, scheduled_for, unique_key
 FROM idempotency_key JOIN task ON task.id = task_id WHERE key = ANY(%(keys)s::text[]);
 
--- forget_loose_keys --
+-- forget_orphaned_keys --
 -- Those of the keys that have no task: it lost a race for its unique key, or is deleted. What has one is committed with it.
 DELETE FROM idempotency_key WHERE key IN (
     SELECT key FROM idempotency_key

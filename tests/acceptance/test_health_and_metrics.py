@@ -79,7 +79,7 @@ LABELS = {
     "then": {"retried", "failed"},
     "outcome": {"made", "skipped"},
     "place": {"file", "terminal"},
-    "group": {"create", "get", "cancel", "claim", "finish", "progress", "special"},
+    "group": {"create", "get", "cancel", "claim", "finish", "progress", "create_with_options"},
 }
 """Every value that a label may have, but for `le` and `version`."""
 

@@ -18,7 +18,7 @@ from tests.contract.test_task_store import (
     new_id,
     register,
     soon,
-    special,
+    with_options,
 )
 
 FIRST, LAST = "0" * 8 + "-0000-0000-0000-" + "0" * 12, "f" * 8 + "-ffff-ffff-ffff-" + "f" * 12
@@ -94,14 +94,14 @@ class TestCancel:
 
 class TestRetry:
     async def test_keeps_what_a_task_was_created_with(self, store: TaskStore) -> None:
-        task = special(
+        task = with_options(
             kind="greet",
             timeout_seconds=1.5,
             unique_key="u",
             retry_base_seconds=2.5,
             retry_max_seconds=3.5,
         )._replace(content="hello", max_attempts=7, traceparent="00-a-b-01")
-        await store.insert_special_tasks([task])
+        await store.insert_tasks_with_options([task])
         worker_id = new_id()
         await store.register_worker(worker_id, "host:1", 60.0, {"greet": None})
         first = await claim(store, worker_id, task.id)
@@ -118,8 +118,8 @@ class TestRetry:
         assert (second.retry_base_seconds, second.retry_max_seconds) == (2.5, 3.5)
 
     async def test_tells_the_lanes(self, store: TaskStore) -> None:
-        tasks = [special(priority=Priority.HIGH), special(kind="greet")]
-        await store.insert_special_tasks(tasks)
+        tasks = [with_options(priority=Priority.HIGH), with_options(kind="greet")]
+        await store.insert_tasks_with_options(tasks)
         await store.cancel_tasks([task.id for task in tasks])
 
         new_ids = {task.id: new_id() for task in tasks}
@@ -155,11 +155,11 @@ class TestRetry:
 
 async def test_claim_tells_the_bounds_of_the_backoff(store: TaskStore) -> None:
     tasks = [
-        special(retry_base_seconds=0.0, delay_seconds=0),
-        special(retry_max_seconds=2.5),
-        special(expires_at=soon(60)),
+        with_options(retry_base_seconds=0.0, delay_seconds=0),
+        with_options(retry_max_seconds=2.5),
+        with_options(expires_at=soon(60)),
     ]
-    await store.insert_special_tasks(tasks)
+    await store.insert_tasks_with_options(tasks)
     worker_id = await register(store)
 
     claims = [await claim(store, worker_id, task.id) for task in tasks]

@@ -13,7 +13,7 @@ import pytest
 import uuid_utils
 
 from tasksvc.domain import outcome
-from tasksvc.domain.errors import DataRejected, DuplicateKey
+from tasksvc.domain.errors import DataRejected
 from tasksvc.domain.outcome import COMPLETED, RELEASED, Outcome, RunResult
 from tasksvc.domain.task import (
     DEFAULT_LANE,
@@ -148,7 +148,7 @@ class TestInsert:
         assert [task.id for task in await store.get_tasks([new_id(), id])] == [id]
 
 
-def special(**options: Any) -> NewTask:
+def with_options(**options: Any) -> NewTask:
     is_published = not ({"delay_seconds", "run_at"} & options.keys())
     return new_task()._replace(options=Options(**options), is_published=is_published)
 
@@ -193,10 +193,10 @@ class TestInsertHeld:
             await store.insert_held_tasks([task], Hold(await register(store), frozenset([task.id])))
 
 
-class TestInsertFresh:
+class TestInsertWithOptions:
     async def test_task_keeps_its_options(self, store: TaskStore) -> None:
         moment = soon(HOUR)
-        task = special(
+        task = with_options(
             run_at=moment,
             timeout_seconds=1.5,
             expires_at=moment,
@@ -204,7 +204,7 @@ class TestInsertFresh:
             queue="q",
             unique_key="u",
         )
-        made, claims = await store.insert_fresh_tasks([task])
+        made, claims, _ = await store.insert_tasks_with_options([task])
 
         assert claims == []
         assert (made[0].run_at, made[0].timeout_seconds, made[0].expires_at) == (
@@ -217,8 +217,8 @@ class TestInsertFresh:
     async def test_worker_holds_what_it_is_to_hold(self, store: TaskStore) -> None:
         worker_id = await register(store)
         options = {"priority": Priority.HIGH, "timeout_seconds": 2.0, "retry_base_seconds": 3.0}
-        held, left = special(**options), special(**options)
-        made, claims = await store.insert_fresh_tasks(
+        held, left = with_options(**options), with_options(**options)
+        made, claims, _ = await store.insert_tasks_with_options(
             [held, left], Hold(worker_id, frozenset([held.id]))
         )
 
@@ -234,91 +234,51 @@ class TestInsertFresh:
 
     async def test_expired_task_is_not_held(self, store: TaskStore) -> None:
         worker_id = await register(store)
-        task = special(expires_at=soon(-1))
-        made, claims = await store.insert_fresh_tasks([task], Hold(worker_id, frozenset([task.id])))
+        task = with_options(expires_at=soon(-1))
+        made, claims, _ = await store.insert_tasks_with_options(
+            [task], Hold(worker_id, frozenset([task.id]))
+        )
 
         assert (made[0].status, claims) == (Status.PENDING, [])
         assert (await get(store, task.id)).status is Status.PENDING
 
-    @pytest.mark.parametrize("taken", ["id", "key", "unique key", "twice"])
-    async def test_nothing_is_made_when_something_is_taken(
-        self, store: TaskStore, taken: str
-    ) -> None:
-        first = special(unique_key="u")._replace(key="k", fingerprint="ab")
-        other, second = special(timeout_seconds=1), special(unique_key="v")
-        match taken:
-            case "id":
-                second = second._replace(id=first.id)
-            case "key":
-                second = second._replace(key="k", fingerprint="ab")
-            case "unique key":
-                second = special(unique_key="u")
-            case "twice":
-                first, second = second, special(unique_key="v")
-        if taken == "twice":
-            with pytest.raises(DuplicateKey):
-                await store.insert_fresh_tasks([first, second])
-            return
-        await store.insert_fresh_tasks([first])
-        with pytest.raises(DuplicateKey):
-            await store.insert_fresh_tasks([other, second])
-
-        assert [task.id for task in await store.get_tasks([first.id, other.id])] == [first.id]
-
     async def test_key_finds_its_task(self, store: TaskStore) -> None:
-        task = special(timeout_seconds=1)._replace(key="k", fingerprint="ab")
-        made, _ = await store.insert_fresh_tasks([task])
+        task = with_options(timeout_seconds=1)._replace(key="k", fingerprint="ab")
+        made, *_ = await store.insert_tasks_with_options([task])
 
         assert await store.find_keyed_tasks(["k"]) == [
             IdempotencyRecord("k", "ab", made[0], is_new=True)
         ]
 
-    @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
-    async def test_refused_content(self, store: TaskStore, content: str) -> None:
-        with pytest.raises(DataRejected):
-            await store.insert_fresh_tasks([special(timeout_seconds=1)._replace(content=content)])
-
-
-class TestInsertSpecial:
-    async def test_task_keeps_its_options(self, store: TaskStore) -> None:
-        moment = soon(HOUR)
-        task = special(run_at=moment, timeout_seconds=1.5, expires_at=moment)
-        ((inserted,), _) = await store.insert_special_tasks([task])
-
-        assert (inserted.run_at, inserted.timeout_seconds, inserted.expires_at) == (
-            moment,
-            1.5,
-            moment,
-        )
-        assert await store.get_tasks([task.id]) == [inserted]
-
     async def test_second_try_changes_nothing(self, store: TaskStore) -> None:
-        task = special(timeout_seconds=1)
-        await store.insert_special_tasks([task])
+        task = with_options(timeout_seconds=1)
+        await store.insert_tasks_with_options([task])
 
-        assert await store.insert_special_tasks([task]) == ([], {})
+        assert await store.insert_tasks_with_options([task]) == ([], [], {})
 
     @pytest.mark.parametrize("content", ["nul \0", "half a pair \ud83d"])
     async def test_refused_content(self, store: TaskStore, content: str) -> None:
         with pytest.raises(DataRejected):
-            await store.insert_special_tasks([special(timeout_seconds=1)._replace(content=content)])
+            await store.insert_tasks_with_options(
+                [with_options(timeout_seconds=1)._replace(content=content)]
+            )
 
     async def test_content_comes_back_as_it_was(self, store: TaskStore) -> None:
         content = '"\\u0041 \\\\ {}\n😀'
-        task = special(timeout_seconds=1)._replace(content=content)
-        await store.insert_special_tasks([task])
+        task = with_options(timeout_seconds=1)._replace(content=content)
+        await store.insert_tasks_with_options([task])
 
         assert (await get(store, task.id)).content == content
 
     async def test_claim_tells_the_time_limit(self, store: TaskStore) -> None:
-        task = special(timeout_seconds=1.5)
-        await store.insert_special_tasks([task])
+        task = with_options(timeout_seconds=1.5)
+        await store.insert_tasks_with_options([task])
 
         assert (await claim(store, await register(store), task.id)).timeout_seconds == 1.5
 
     async def test_delayed_task_is_left_until_it_is_due(self, store: TaskStore) -> None:
-        task = special(delay_seconds=HOUR)
-        ((inserted,), _) = await store.insert_special_tasks([task])
+        task = with_options(delay_seconds=HOUR)
+        ((inserted,), *_) = await store.insert_tasks_with_options([task])
         assert inserted.run_at is not None
         delay = (inserted.run_at - inserted.created_at).total_seconds()
         assert delay == pytest.approx(HOUR, abs=0.1)
@@ -329,8 +289,8 @@ class TestInsertSpecial:
         assert await store.claim_tasks(await register(store), [task.id]) == []
 
     async def test_delayed_task_is_published_when_it_is_due(self, store: TaskStore) -> None:
-        task = special(delay_seconds=0.1)
-        await store.insert_special_tasks([task])
+        task = with_options(delay_seconds=0.1)
+        await store.insert_tasks_with_options([task])
 
         async def published() -> list[str]:
             return list((await store.publish_due_tasks(ago(HOUR), 10)).ids)
@@ -339,13 +299,13 @@ class TestInsertSpecial:
         assert (await get(store, task.id)).run_at is None
 
     async def test_task_that_waits_for_nothing_tells_no_next_moment(self, store: TaskStore) -> None:
-        await store.insert_special_tasks([special(timeout_seconds=1)])
+        await store.insert_tasks_with_options([with_options(timeout_seconds=1)])
 
         assert (await store.publish_due_tasks(ago(HOUR), 10)).next_seconds is None
 
     async def test_expired_task_fails_and_is_not_claimed(self, store: TaskStore) -> None:
-        task, other = special(expires_at=soon(-1)), special(expires_at=soon(HOUR))
-        await store.insert_special_tasks([task, other])
+        task, other = with_options(expires_at=soon(-1)), with_options(expires_at=soon(HOUR))
+        await store.insert_tasks_with_options([task, other])
         assert await due_tasks(store, 10) == [other.id]
         assert await store.claim_tasks(await register(store), [task.id]) == []
 
@@ -363,8 +323,8 @@ class TestInsertSpecial:
         }
 
     async def test_running_task_does_not_expire(self, store: TaskStore) -> None:
-        task = special(expires_at=soon(0.2))
-        await store.insert_special_tasks([task])
+        task = with_options(expires_at=soon(0.2))
+        await store.insert_tasks_with_options([task])
         await claim(store, await register(store), task.id)
         await asyncio.sleep(0.3)
 
@@ -445,10 +405,10 @@ class TestClaim:
 class TestKeys:
     async def test_first_create_with_a_key_makes_the_task(self, store: TaskStore) -> None:
         first = new_task("first")._replace(key="k", fingerprint="ab")
-        ((inserted,), _) = await store.insert_special_tasks([first])
+        ((inserted,), *_) = await store.insert_tasks_with_options([first])
 
         second = new_task("second")._replace(key="k", fingerprint="cd")
-        assert await store.insert_special_tasks([second]) == ([], {})
+        assert await store.insert_tasks_with_options([second]) == ([], [], {})
         assert await store.get_tasks([second.id]) == []
         assert await store.find_keyed_tasks(["k", "other"]) == [
             IdempotencyRecord("k", "ab", inserted)
@@ -457,28 +417,30 @@ class TestKeys:
     async def test_of_two_in_one_group_the_first_makes_the_task(self, store: TaskStore) -> None:
         tasks = [new_task()._replace(key="k", fingerprint="ab") for _ in range(2)]
 
-        inserted, _ = await store.insert_special_tasks([*tasks, special(timeout_seconds=1)])
+        inserted, *_ = await store.insert_tasks_with_options(
+            [*tasks, with_options(timeout_seconds=1)]
+        )
 
         assert len(inserted) == 2
         ((_, _, task, _),) = await store.find_keyed_tasks(["k"])
         assert task.id in {task.id for task in tasks}
 
-    async def test_key_of_a_deleted_task_is_loose(self, store: TaskStore) -> None:
+    async def test_key_of_a_deleted_task_is_orphaned(self, store: TaskStore) -> None:
         task = new_task()._replace(key="k", fingerprint="ab")
-        await store.insert_special_tasks([task])
+        await store.insert_tasks_with_options([task])
         await store.cancel_tasks([task.id])
         assert await store.delete_finished_tasks(-1, 10) == 1
 
         again = new_task()._replace(key="k", fingerprint="cd")
-        assert await store.insert_special_tasks([again]) == ([], {})
+        assert await store.insert_tasks_with_options([again]) == ([], [], {})
         assert await store.find_keyed_tasks(["k"]) == []
-        await store.forget_loose_keys(["k"])
-        ((inserted,), _) = await store.insert_special_tasks([again])
+        await store.forget_orphaned_keys(["k"])
+        ((inserted,), *_) = await store.insert_tasks_with_options([again])
         assert inserted.id == again.id
 
     async def test_old_keys_are_forgotten_and_their_tasks_kept(self, store: TaskStore) -> None:
         tasks = [new_task()._replace(key=f"{n}", fingerprint="ab") for n in range(3)]
-        await store.insert_special_tasks(tasks)
+        await store.insert_tasks_with_options(tasks)
 
         assert await store.forget_keys(HOUR, 10) == 0
         assert await store.forget_keys(-1, 2) == 2
@@ -489,8 +451,8 @@ class TestKeys:
 class TestLanes:
     async def test_priority_stays_with_the_task(self, store: TaskStore) -> None:
         worker_id = await register(store)
-        task = special(priority=Priority.HIGH)
-        ((created,), _) = await store.insert_special_tasks([task])
+        task = with_options(priority=Priority.HIGH)
+        ((created,), *_) = await store.insert_tasks_with_options([task])
         (claim,) = await store.claim_tasks(worker_id, [task.id])
         (read,) = await store.get_tasks([task.id])
         (canceled,) = await store.cancel_tasks([task.id])
@@ -504,11 +466,11 @@ class TestLanes:
         assert await store.find_lanes() == set()
         await insert(store)
         tasks = [
-            special(kind=kind, priority=priority)
+            with_options(kind=kind, priority=priority)
             for kind in ("a", "default", "z")
             for priority in (Priority.LOW, Priority.HIGH)
         ]
-        await store.insert_special_tasks(tasks)
+        await store.insert_tasks_with_options(tasks)
         await store.cancel_tasks([tasks[0].id])
 
         lanes = {task.options.lane for task in tasks[1:]}
@@ -517,11 +479,11 @@ class TestLanes:
     async def test_lanes_are_published_apart(self, store: TaskStore) -> None:
         (normal,) = await insert(store, is_published=False)
         low, expiring = (
-            special(priority=Priority.LOW),
-            special(priority=Priority.LOW, expires_at=datetime.now(UTC)),
+            with_options(priority=Priority.LOW),
+            with_options(priority=Priority.LOW, expires_at=datetime.now(UTC)),
         )
-        later = special(kind="a", delay_seconds=HOUR)
-        await store.insert_special_tasks([low, expiring, later])
+        later = with_options(kind="a", delay_seconds=HOUR)
+        await store.insert_tasks_with_options([low, expiring, later])
         await store.unpublish_tasks([low.id, later.id])
 
         due = await store.publish_due_tasks(ago(HOUR), 10, low.options.lane)
@@ -532,9 +494,9 @@ class TestLanes:
 
     async def test_due_tasks_of_high_priority_come_first(self, store: TaskStore) -> None:
         ids = await insert(store, 2)
-        low, high = special(priority=Priority.LOW), special(priority=Priority.HIGH)
-        await store.insert_special_tasks([low])
-        await store.insert_special_tasks([high])
+        low, high = with_options(priority=Priority.LOW), with_options(priority=Priority.HIGH)
+        await store.insert_tasks_with_options([low])
+        await store.insert_tasks_with_options([high])
 
         assert await due_tasks(store, 10) == [high.id, *ids, low.id]
         assert await due_tasks(store, 2) == [high.id, ids[0]]
@@ -549,8 +511,8 @@ class TestKinds:
             greeter, "host:2", HOUR, dict.fromkeys(["greet", 'odd "{kind}, \\'])
         )
         (other,) = await insert(store)
-        task, odd = special(kind="greet"), special(kind='odd "{kind}, \\')
-        await store.insert_special_tasks([task, odd])
+        task, odd = with_options(kind="greet"), with_options(kind='odd "{kind}, \\')
+        await store.insert_tasks_with_options([task, odd])
 
         assert await store.claim_tasks(plain, [task.id, odd.id]) == []
         assert await store.claim_tasks(greeter, [other]) == []
@@ -581,8 +543,8 @@ class TestKinds:
         lapsed = new_id()
         await store.register_worker(lapsed, "host:1", HOUR, {"live": None, "gone": None})
         await store.retire_worker(lapsed)
-        task = special(kind="live")
-        await store.insert_special_tasks([task])
+        task = with_options(kind="live")
+        await store.insert_tasks_with_options([task])
         kinds = ["served", "live", "gone"]
         await store.forget_kinds(60)
         assert (await store.find_kinds(kinds)).keys() == set(kinds)
@@ -595,8 +557,8 @@ class TestKinds:
 
     async def test_foreign_tasks_go_back_to_the_relay(self, store: TaskStore) -> None:
         worker_id = await register(store)
-        task = special(kind="greet")
-        await store.insert_special_tasks([task])
+        task = with_options(kind="greet")
+        await store.insert_tasks_with_options([task])
         (own,) = await insert(store)
 
         await store.unpublish_refused_tasks(worker_id, [task.id, own])

@@ -10,17 +10,17 @@ from tasksvc.domain.outcome import COMPLETED
 from tasksvc.domain.task import IdempotencyRecord, NewTask, Status, Task
 from tasksvc.store.task_store import TaskStore
 from tests.contract.test_steps import retry
-from tests.contract.test_task_store import claim, finish, get, new_id, register, special
+from tests.contract.test_task_store import claim, finish, get, new_id, register, with_options
 from tests.contract.test_task_store import failure as failed
 
 
 def unique(unique_key: str = "u", key: str | None = None, **options: Any) -> NewTask:
     fingerprint = None if key is None else "ab"
-    return special(unique_key=unique_key, **options)._replace(key=key, fingerprint=fingerprint)
+    return with_options(unique_key=unique_key, **options)._replace(key=key, fingerprint=fingerprint)
 
 
 async def make(store: TaskStore, task: NewTask) -> Task:
-    made, live_ids = await store.insert_special_tasks([task])
+    made, _, live_ids = await store.insert_tasks_with_options([task])
     assert ([each.id for each in made], live_ids) == ([task.id], {})
     return made[0]
 
@@ -46,7 +46,7 @@ async def test_live_task_stands_for_all_others_with_its_key(store: TaskStore) ->
     first = await make(store, unique())
     other, more = unique("other"), [unique(), unique()]
 
-    made, live_ids = await store.insert_special_tasks([more[0], other, more[1]])
+    made, _, live_ids = await store.insert_tasks_with_options([more[0], other, more[1]])
 
     assert [task.id for task in made] == [other.id]
     assert live_ids == {task.id: first.id for task in more}
@@ -57,7 +57,7 @@ async def test_running_task_stands_for_others_too(store: TaskStore) -> None:
     first, second = await make(store, unique()), unique()
     await claim(store, await register(store), first.id)
 
-    assert await store.insert_special_tasks([second]) == ([], {second.id: first.id})
+    assert await store.insert_tasks_with_options([second]) == ([], [], {second.id: first.id})
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.CANCELED])
@@ -73,7 +73,7 @@ async def test_final_task_leaves_its_key_to_another(store: TaskStore, status: St
 async def test_of_two_in_one_group_the_first_is_made(store: TaskStore) -> None:
     tasks = [unique(), unique()]
 
-    made, live_ids = await store.insert_special_tasks(tasks)
+    made, _, live_ids = await store.insert_tasks_with_options(tasks)
 
     assert [task.id for task in made] == [tasks[0].id]
     assert live_ids == {}
@@ -83,18 +83,18 @@ async def test_second_try_finds_the_task_of_the_first(store: TaskStore) -> None:
     task = unique()
     await make(store, task)
 
-    assert await store.insert_special_tasks([task]) == ([], {task.id: task.id})
+    assert await store.insert_tasks_with_options([task]) == ([], [], {task.id: task.id})
 
 
 async def test_idempotency_key_remembers_the_live_task(store: TaskStore) -> None:
     first, second, third = await make(store, unique()), unique(key="k"), unique(key="k")
 
-    assert await store.insert_special_tasks([second]) == ([], {second.id: first.id})
+    assert await store.insert_tasks_with_options([second]) == ([], [], {second.id: first.id})
     assert await store.find_keyed_tasks(["k"]) == [
         IdempotencyRecord("k", "ab", first, is_new=False)
     ]
     await end(store, first.id, Status.COMPLETED)
-    assert await store.insert_special_tasks([third]) == ([], {})
+    assert await store.insert_tasks_with_options([third]) == ([], [], {})
     ((_, _, task, _),) = await store.find_keyed_tasks(["k"])
     assert (task.id, task.status) == (first.id, Status.COMPLETED)
 
@@ -102,22 +102,22 @@ async def test_idempotency_key_remembers_the_live_task(store: TaskStore) -> None
 async def test_key_that_was_used_takes_no_unique_key(store: TaskStore) -> None:
     first = await make(store, unique("one", key="k"))
 
-    assert await store.insert_special_tasks([unique("two", key="k")]) == ([], {})
+    assert await store.insert_tasks_with_options([unique("two", key="k")]) == ([], [], {})
     await make(store, unique("two"))
     assert await store.find_keyed_tasks(["k"]) == [IdempotencyRecord("k", "ab", first)]
 
 
-async def test_key_of_a_create_that_lost_is_loose_and_can_be_forgotten(store: TaskStore) -> None:
+async def test_key_of_a_create_that_lost_is_orphaned_and_can_be_forgotten(store: TaskStore) -> None:
     first, second = unique(key="first"), unique(key="second")
-    made, live_ids = await store.insert_special_tasks([first, second])
+    made, _, live_ids = await store.insert_tasks_with_options([first, second])
     assert ([task.id for task in made], live_ids) == ([first.id], {})
 
-    await store.forget_loose_keys(["first", "second", "third"])
+    await store.forget_orphaned_keys(["first", "second", "third"])
 
     assert await store.find_keyed_tasks(["first", "second"]) == [
         IdempotencyRecord("first", "ab", made[0])
     ]
-    assert await store.insert_special_tasks([first, second]) == ([], {second.id: first.id})
+    assert await store.insert_tasks_with_options([first, second]) == ([], [], {second.id: first.id})
     keyed = await store.find_keyed_tasks(["second"])
     assert keyed == [IdempotencyRecord("second", "ab", made[0], is_new=False)]
 

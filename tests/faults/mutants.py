@@ -96,12 +96,12 @@ def claim_early() -> None:
 
 def forget_keys() -> None:
     """An Idempotency-Key is not kept with its task."""
-    original = TaskStore.insert_fresh_tasks
+    original = TaskStore.insert_tasks_with_options
 
     async def insert(self: TaskStore, tasks: Sequence[NewTask], hold: Hold | None) -> Any:
         return await original(self, [task._replace(key=None) for task in tasks], hold)
 
-    TaskStore.insert_fresh_tasks = insert  # type: ignore[method-assign]
+    TaskStore.insert_tasks_with_options = insert  # type: ignore[method-assign]
 
 
 def uncounted_queue() -> None:
@@ -111,7 +111,9 @@ def uncounted_queue() -> None:
 
 def start_beyond_the_limit() -> None:
     """What starts with its create is not asked whether its queue has a limit."""
-    _replace_in_query("insert_fresh_tasks", ("concurrency IS NULL AND NOT is_paused", "true"))
+    _replace_in_query(
+        "insert_tasks_with_options", ("concurrency IS NULL AND NOT is_paused", "true")
+    )
 
 
 def endless_attempts() -> None:
@@ -126,7 +128,7 @@ def endless_attempts() -> None:
 
 def twice_alive() -> None:
     """A unique key is not looked for. (The index that guards it has to go as well.)"""
-    _replace_in_query("insert_special_tasks", (") AS live ON true", ") AS live ON false"))
+    _replace_in_query("insert_tasks_with_options", (") AS live ON true", ") AS live ON false"))
 
 
 def lapse_while_blocked() -> None:

@@ -611,7 +611,7 @@ async def test_more_entries_than_places_wait_for_their_turn(
         NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(priority=priority))
         for priority in Priority
     ]
-    await store.insert_special_tasks(tasks)
+    await store.insert_tasks_with_options(tasks)
     reading = asyncio.create_task(worker.consumer.run_once())
     await eventually(lambda: [c for c in redis_client.client_list() if "b" in c["flags"]])
     keys = [f"{stream_key}:high:default", stream_key, f"{stream_key}:low:default"]

@@ -16,7 +16,7 @@ from tasksvc.domain.task import Claim, Options, Priority, Status, Task
 from tasksvc.services.queues import QueueService
 from tasksvc.store.task_store import TaskStore
 from tasksvc.stream.task_stream import TaskStream
-from tests.harness import eventually, query
+from tests.harness import eventually
 from tests.integration.conftest import MakeWorker, Row, Worker, do_nothing, lapse
 
 pytestmark = pytest.mark.slow
@@ -298,7 +298,9 @@ async def test_telling_may_be_killed(
     await worker.finish()
 
 
-@pytest.mark.parametrize("options", [{}, {"priority": Priority.HIGH}], ids=["plain", "special"])
+@pytest.mark.parametrize(
+    "options", [{}, {"priority": Priority.HIGH}], ids=["plain", "with options"]
+)
 async def test_worker_that_was_declared_dead_holds_nothing_new(
     worker: Worker,
     handler: Handler,
@@ -339,12 +341,14 @@ async def test_who_is_another_worker_by_the_end_of_the_create_starts_nothing(
     assert worker.service.held == {}
 
 
-@pytest.mark.parametrize("options", [{}, {"priority": Priority.HIGH}], ids=["plain", "special"])
+@pytest.mark.parametrize(
+    "options", [{}, {"priority": Priority.HIGH}], ids=["plain", "with options"]
+)
 async def test_create_whose_answer_was_lost_is_handed_back(
     worker: Worker, handler: Handler, options: dict[str, Any], store: TaskStore, rows: Rows
 ) -> None:
     """The task is there and held, although its client got an error."""
-    name = "insert_fresh_tasks" if options else "insert_held_tasks"
+    name = "insert_tasks_with_options" if options else "insert_held_tasks"
     insert = getattr(store, name)
 
     async def lose_answer(*args: Any) -> Any:
@@ -463,27 +467,3 @@ async def test_keys_hold_for_what_has_started(worker: Worker, handler: Handler) 
     assert again.task.id == other.task.id == first.task.id
     assert other.task.status is Status.PROCESSING
     assert len(handler.claims) == 1
-
-
-async def test_a_taken_key_makes_creates_careful_for_a_while(
-    worker: Worker, store: TaskStore, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    for name in ("insert_fresh_tasks", "insert_special_tasks"):
-        method = getattr(store, name)
-
-        async def noted(*args: Any, name: str = name, method: Any = method) -> Any:
-            asked.append(name)
-            return await method(*args)
-
-        monkeypatch.setattr(store, name, noted)
-
-    await create(worker, unique_key="u")
-    await create(worker, unique_key="u")
-    await create(worker, unique_key="v")
-    assert asked == ["insert_fresh_tasks"] * 2 + ["insert_special_tasks"] * 2
-    monkeypatch.setattr(worker.tasks, "_careful_until", 0.0)
-    await create(worker, unique_key="w")
-
-    assert asked[4:] == ["insert_fresh_tasks"]
-    assert query(database_url, "SELECT count(*) FROM task") == [(3,)]

@@ -75,21 +75,23 @@ async def live(store: TaskStore) -> None:
     hold = Hold(worker_id, frozenset(str(uuid_utils.uuid7()) for _ in range(200)))
     await store.insert_held_tasks([NewTask(id, "x", 3, None, True) for id in hold.ids], hold)
     expires_at = datetime.now(UTC) + timedelta(seconds=0.01)
-    special = Options(timeout_seconds=1, expires_at=expires_at)
-    await store.insert_special_tasks(
-        [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, special) for _ in range(200)]
+    options = Options(timeout_seconds=1, expires_at=expires_at)
+    await store.insert_tasks_with_options(
+        [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, options) for _ in range(200)]
     )
     keyed = [
         NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, key=f"{n}", fingerprint="ab")
         for n in range(200)
     ]
-    await store.insert_fresh_tasks(keyed, Hold(worker_id, frozenset(each.id for each in keyed)))
+    await store.insert_tasks_with_options(
+        keyed, Hold(worker_id, frozenset(each.id for each in keyed))
+    )
     unique = Options(unique_key="u")
-    await store.insert_special_tasks(
+    await store.insert_tasks_with_options(
         [NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, unique) for _ in range(2)]
     )
     await store.find_keyed_tasks(["1", "2"])
-    await store.forget_loose_keys(["1", "2"])
+    await store.forget_orphaned_keys(["1", "2"])
     await store.forget_keys(60, 100)
     await store.unpublish_tasks(ids[:20])
     await store.find_lanes()
@@ -264,7 +266,8 @@ async def test_unique_key_is_looked_up_whatever_the_planner_believes(
     plain = NewTask(str(uuid_utils.uuid7()), "x", 3, None, True, Options(max_attempts=5))
     tasks = documents([taken, plain])
 
-    assert await store.pages("insert_special_tasks", tasks=tasks) < 100
+    worker = {"worker_id": None, "epoch": None}
+    assert await store.pages("insert_tasks_with_options", tasks=tasks, **worker) < 100
 
 
 RARE = """

@@ -36,7 +36,7 @@ def tasks(count: int, queue: str = "mail", *, is_published: bool = True) -> list
 
 
 async def insert(store: TaskStore, *tasks: NewTask) -> list[str]:
-    await store.insert_special_tasks(tasks)
+    await store.insert_tasks_with_options(tasks)
     return [task.id for task in tasks]
 
 

@@ -345,10 +345,9 @@ async def test_each_method_has_a_query_and_each_query_a_method(store: TaskStore)
     calls: dict[str, tuple[Any, ...]] = {
         "insert_tasks": ([],),
         "insert_held_tasks": ([], Hold("w", frozenset())),
-        "insert_fresh_tasks": ([],),
-        "insert_special_tasks": ([],),
+        "insert_tasks_with_options": ([],),
         "find_keyed_tasks": ([],),
-        "forget_loose_keys": ([],),
+        "forget_orphaned_keys": ([],),
         "find_tasks": (Path.ALL, Filter(), "b", "a", 1, 1),
         "weigh_tasks": ([],),
         "forget_keys": (1, 1),

@@ -12,19 +12,18 @@ import psycopg2
 import pytest
 
 from tasksvc.domain.errors import (
-    DuplicateKey,
     IdempotencyKeyConflict,
     StoreUnavailable,
     TaskIsFinal,
     TaskIsNotFinal,
     UniqueKeyTaken,
 )
-from tasksvc.domain.task import CreateResult, Filter, Options, Status
+from tasksvc.domain.task import CreateResult, Options, Status
 from tasksvc.embedded import EmbeddedPostgres
 from tasksvc.metrics import Metrics
 from tasksvc.services.tasks import TaskService
 from tasksvc.store.database import Database
-from tasksvc.store.task_store import TaskStore
+from tasksvc.store.task_store import Inserted, TaskStore
 from tasksvc.stream.task_stream import TaskStream
 from tests.harness import eventually, query
 from tests.services import Services
@@ -183,15 +182,11 @@ async def test_groups_with_keys_in_any_order_do_not_block_each_other(
 async def test_create_that_always_loses_gets_503(
     task_service: TaskService, store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def lose(tasks: Any) -> Any:
-        return [], {}
-
-    async def find_some_taken(tasks: Any, hold: Any) -> Any:
-        raise DuplicateKey
+    async def lose(tasks: Any, hold: Any) -> Inserted:
+        return Inserted([], [], {})
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "insert_fresh_tasks", find_some_taken)
-        patch.setattr(store, "insert_special_tasks", lose)
+        patch.setattr(store, "insert_tasks_with_options", lose)
         with pytest.raises(StoreUnavailable):
             await create(task_service)
         with pytest.raises(StoreUnavailable):
@@ -200,26 +195,20 @@ async def test_create_that_always_loses_gets_503(
     assert (await create(task_service)).is_new
 
 
-@pytest.mark.parametrize("statement", ["insert_fresh_tasks", "insert_special_tasks"])
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_answer_to_a_create_that_was_lost_is_found_by_the_second_try(
     task_service: TaskService,
     store: TaskStore,
     key: str | None,
-    statement: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if statement == "insert_special_tasks":
-        await create(task_service)
-        assert not (await create(task_service)).is_new  # from now on it is careful
-        await task_service.cancel_many(Filter(), None, 10, is_dry=False)
-    insert, tries = getattr(store, statement), []
+    insert, tries = store.insert_tasks_with_options, []
 
     async def insert_twice(*args: Any) -> Any:
         tries.append(await insert(*args))
         return await insert(*args)
 
-    monkeypatch.setattr(store, statement, insert_twice)
+    monkeypatch.setattr(store, "insert_tasks_with_options", insert_twice)
 
     created = await create(task_service, key)
     assert (created.is_new, created.is_replayed) == (True, False)
@@ -251,14 +240,14 @@ async def test_retry_keeps_the_unique_key_and_waits_for_it(task_service: TaskSer
     assert (await create(task_service)).task.id == new.id
 
 
-async def test_refused_statement_leaves_no_content_in_the_log(
+async def test_key_that_is_taken_leaves_no_content_in_the_log(
     task_service: TaskService, postgres: EmbeddedPostgres
 ) -> None:
     canary = f"canary-{uuid4()}"
-    for is_new in (True, False):
-        created = await task_service.create(canary, None, UNIQUE)
-        assert created.is_new == is_new
+    for key in (None, "k", "k"):
+        for _ in range(2):
+            await task_service.create(canary, None, UNIQUE, key=key, fingerprint="ab")
+    query(postgres.url, "DO $$ BEGIN RAISE LOG 'after the creates'; END $$")
 
-    log = postgres.log.path.read_text()
-    assert "duplicate key value" in log
-    assert canary not in log
+    await eventually(lambda: "after the creates" in postgres.log.path.read_text())
+    assert canary not in postgres.log.path.read_text()
