@@ -1,4 +1,4 @@
-"""The loop of everything that runs for ever: a step, a pause, and a restart should it die."""
+"""The loop of everything that runs in the background: a step, a pause, and a restart if it dies."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LEAST_BACKOFF_SECONDS = 0.02
 """However short the pause of a step is, a step that fails is not repeated at full speed."""
 
 _FAILING_AFTER_SECONDS = 10.0
-"""Of failures in a row. A shorter outage is nothing that an operator could do anything about."""
+"""Seconds of consecutive failures until the loop counts as failing. No operator can act on less."""
 
 _QUICK_SECONDS = 0.005
 _QUICK_PAUSE_SECONDS = 0.05
-"""After a step that found nothing and did not wait either, although the wait is its pause. A
-connection that is closed may answer at once, and for ever."""
+"""The pause after a step that found nothing and did not wait, although its wait is its pause. A
+closed connection may answer at once, again and again."""
 
 _STALLED_AFTER_SECONDS = 30.0
-"""No step takes so long: each is bounded by the time limits of the drivers and its own pause."""
+"""No healthy step takes longer: the drivers' time limits and its own pause bound each step."""
 
 
 class LoopBody(Protocol):
@@ -41,13 +41,13 @@ class LoopBody(Protocol):
     """How long to wait after a step that found nothing to do."""
 
     async def run_once(self) -> int:
-        """How many it did. After none, the loop pauses."""
+        """Returns how many things it did. After 0, the loop pauses."""
 
 
 class WakeUp:
-    """Ends the pause of a loop: at once, or after some seconds.
+    """Ends the pause of a loop: at once, or after a number of seconds.
 
-    It is made before the loop, for the objects that have to wake the loop and that the loop needs.
+    It is created before the loop, for objects that wake the loop and that the loop itself needs.
     """
 
     def __init__(self, within_seconds: float = inf) -> None:
@@ -62,7 +62,7 @@ class WakeUp:
         self._event.set()
 
     def after(self, seconds: float) -> None:
-        """Ends the pause after so many seconds, or earlier."""
+        """Ends the pause after this number of seconds, or earlier."""
         if seconds >= self._within_seconds:
             return
         if seconds <= 0:
@@ -78,11 +78,11 @@ class WakeUp:
         self._timer = loop.call_at(self._due_at, self.now)
 
     def clear(self) -> None:
-        """Forgets the wake-ups until now."""
+        """Forgets earlier wake-ups."""
         self._event.clear()
 
     async def wait(self, seconds: float) -> None:
-        """Returns at the next wake-up, and after so many seconds at the latest."""
+        """Returns at the next wake-up, or after this number of seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -91,7 +91,7 @@ class WakeUp:
 class Loop:
     """Repeats a step until it is asked to stop.
 
-    It survives whatever the step raises, with backoff and jitter, and starts again should it end: a
+    It survives any error of the step, with backoff and jitter, and restarts if it ends: a
     CancelledError that this service did not send is a fault like any other.
     """
 
@@ -108,23 +108,23 @@ class Loop:
 
     @property
     def is_stalled(self) -> bool:
-        """It has not come round for too long."""
+        """Whether the current step takes too long."""
         late = time.monotonic() - self._ticked_at - max(0.0, self._step.pause_seconds)
         return self._task is not None and late > _STALLED_AFTER_SECONDS
 
     @property
     def failing_seconds(self) -> float:
-        """How long every step has failed; 0 after one that passed."""
+        """For how many seconds every step has failed; 0 after a step that succeeded."""
         return time.monotonic() - self._failing_since if self._failures else 0.0
 
     @property
     def is_failing(self) -> bool:
-        """Its steps have failed for some time by an unexpected error."""
+        """Whether its steps have failed for some time with an unexpected error."""
         return self._is_unexpected and self.failing_seconds > _FAILING_AFTER_SECONDS
 
     @property
     def is_stopping(self) -> bool:
-        """The step under way is the last."""
+        """Whether the current step is the last one."""
         return self._is_stopping
 
     @property
@@ -137,19 +137,19 @@ class Loop:
         self._task.add_done_callback(self._ended)
 
     def wake(self) -> None:
-        """The next step comes without a pause."""
+        """Starts the next step without a pause."""
         self._wake_up.now()
 
     def ask_to_stop(self) -> None:
-        """The step under way is the last."""
+        """Makes the current step the last one."""
         self._is_stopping = True
         self._wake_up.now()
 
     async def stop(self, within_seconds: float) -> None:
-        """Lets the step under way end, and after so long cancels it.
+        """Waits until the current step ends, and cancels it after `within_seconds`.
 
-        Asks until it is done: `asyncio.wait_for` of Python 3.11, which the drivers use, can swallow
-        a cancellation.
+        Cancels again until it is done: `asyncio.wait_for` of Python 3.11, which the drivers use,
+        can swallow a cancellation.
         """
         self.ask_to_stop()
         if self._task is None:
@@ -170,13 +170,13 @@ class Loop:
                 await self._wake_up.wait(pause)
 
     async def _run_step(self) -> float:
-        """The seconds to pause."""
+        """Runs the step, and returns the seconds to pause."""
         began = time.monotonic()
         is_unexpected = False
         try:
             done = await self._step.run_once()
         except Unavailable as error:
-            # The first to notice has logged it; here it's only a reason to wait.
+            # The driver has logged the outage; here it's only a reason to wait.
             log.debug(
                 "Dependency unavailable, backing off",
                 action="loop_waits",

@@ -16,10 +16,10 @@ class StopReason(Enum):
     """Why a handler is asked to stop."""
 
     LOST = "lost"
-    """The task is this worker's no longer: canceled, or rescued. Its result is not wanted."""
+    """The worker no longer holds the task: canceled, or rescued. Its result is not wanted."""
 
     SHUTDOWN = "shutdown"
-    """The process ends; the task is handed back."""
+    """The process ends; the task is released."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ class Run:
     task: asyncio.Task[Outcome | None] | None = None
     stop_reason: StopReason | None = None
     is_over: bool = False
-    """What it came to is written."""
+    """Its outcome is written."""
 
     def stop(self, reason: StopReason) -> None:
         """Asks the handler to end. One that ignores it may be asked again."""
@@ -41,7 +41,8 @@ class Run:
             self.task.cancel()
 
     def close(self) -> None:
-        """Ends a handler that ignores its cancellation, or the process would wait for it."""
+        """Closes a handler that ignores its cancellation; otherwise the process would wait for
+        it."""
         if self.task is not None:
             with suppress(RuntimeError):  # one that ignores this too
                 self.task.get_coro().close()
@@ -65,7 +66,8 @@ class RunRegistry:
             del self._runs[run.claim.id]
 
     def stop(self, ids: Sequence[str]) -> int:
-        """Stops those of the tasks that run here, which are this worker's no longer; how many."""
+        """Stops the runs of these tasks, which this worker no longer holds, and returns how many
+        there were."""
         runs = [run for id in ids if (run := self._runs.get(id))]
         for run in runs:
             run.stop(StopReason.LOST)

@@ -14,10 +14,10 @@ class AttemptOutcome(StrEnum):
     """Its handler returned, and the task is completed."""
 
     FAILED = "failed"
-    """It failed, and the task with it."""
+    """The run failed, and the task is failed."""
 
     RETRIED = "retried"
-    """It failed, and the task is tried again."""
+    """The run failed, and the task is tried again."""
 
     CANCELED = "canceled"
     """The task was canceled while it ran."""
@@ -37,9 +37,9 @@ class Attempt(NamedTuple):
     ended_at: datetime | None
     """None while it runs."""
     worker: str | None
-    """Host and process; not kept of a run that completed its task."""
+    """Host and process; not kept for a run that completed its task."""
     outcome: AttemptOutcome | None
     """None while it runs."""
     error: dict[str, Any] | None = None
     traceback: str | None = None
-    """Of what its handler raised."""
+    """The traceback of what its handler raised."""

@@ -1,4 +1,4 @@
-"""Every error of the service, one family.
+"""The errors that the services raise, one family.
 
 ::
 
@@ -6,21 +6,21 @@
     ├── TaskNotFound          no task has this id
     ├── TaskIsFinal           it is completed, failed or canceled already
     ├── UnknownKind           no process serves tasks of this kind
-    ├── IdempotencyKeyConflict             this key was used for another request
+    ├── IdempotencyKeyConflict  this key was used for another request
     ├── TaskIsNotFinal        it is pending or processing still
     ├── QueueNotFound         no queue has this name
     ├── QueueInUse            it has live tasks
     ├── ScheduleNotFound      no schedule has this name
-    ├── TooManySchedules      there is no room for another one
-    ├── InvalidCron           this is no cron expression, or it never comes
+    ├── TooManySchedules      their limit is reached
+    ├── InvalidCron           this is no cron expression, or it matches no date
     ├── UniqueKeyTaken        another live task has its unique key
-    ├── DataRejected        PostgreSQL does not take this value
-    ├── Unreadable            what PostgreSQL has can't be read
-    ├── MigrationFailed       PostgreSQL does not take this migration
+    ├── DataRejected          PostgreSQL rejects this value
+    ├── Unreadable            a stored value can't be read
+    ├── MigrationFailed       PostgreSQL rejects this migration
     └── Unavailable           not now; try again in a moment
         ├── StoreUnavailable      PostgreSQL is away, or too slow
         │   ├── StoreRefuses          PostgreSQL can't be used as it is set up
-        │   └── StatementRefused      PostgreSQL does not take this statement
+        │   └── StatementRefused      PostgreSQL rejects this statement
         ├── StreamUnavailable     Redis is away
         ├── Overloaded            the waiting line is full
         └── LeaseLost             this worker was declared dead

@@ -1,4 +1,4 @@
-"""What a run of a handler can come to: a closed set, each with its constructor."""
+"""The outcomes of a run of a handler: a closed set, each with its constructor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tasksvc.domain.task import DEFAULT_KIND, Status
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where a task goes from `processing`, and at whose cost."""
+    """The next status of a task that is `processing`, and whether the run counts as a failure."""
 
     status: Status
     is_charged: bool = False
-    """It counts as a failure, of which a task has `max_attempts`."""
+    """The run counts as a failure: a task may have `max_attempts` of them."""
     delay_seconds: float = 0.0
     """How long a task that is `pending` again waits for its next attempt."""
     error: dict[str, Any] | None = None
@@ -25,22 +25,23 @@ class Outcome:
 
 
 COMPLETED = Outcome(Status.COMPLETED)
-"""The handler returned nothing, and has done its work."""
+"""The handler returned None."""
 
 RELEASED = Outcome(Status.PENDING)
-"""Handed back at shutdown: it starts elsewhere at once, and is not charged."""
+"""Released at shutdown: the task may start elsewhere at once, and the run is not charged."""
 
 FREE_RELEASES = 3
-"""So often a task may be handed back and start again at once, whatever ended its worker."""
+"""How often a task may be released and start again at once, whatever ended its worker."""
 
 LONGEST_RELEASE_SECONDS = 60.0
-"""The longest wait of a task that was handed back more often, which doubles each time."""
+"""The longest wait of a task that was released more often. The wait doubles each time."""
 
 
 def released(uncharged: int) -> Outcome:
-    """Handed back at shutdown, after so many attempts that were not charged, this one among them.
+    """Returns the outcome of a run that was released at shutdown. `uncharged` is the number of
+    attempts that were not charged, this one included.
 
-    A task that ends its worker in good order is never charged, and must not run at full speed.
+    A task that makes its worker stop is never charged, and must not run again at full speed.
     """
     if uncharged <= FREE_RELEASES:
         return RELEASED
@@ -49,28 +50,28 @@ def released(uncharged: int) -> Outcome:
 
 
 def completed(result: str) -> Outcome:
-    """The handler returned this, as JSON."""
+    """Returns the outcome of a run whose handler returned this JSON."""
     return Outcome(Status.COMPLETED, result=result)
 
 
 def failed(error: dict[str, Any], traceback: str | None = None) -> Outcome:
-    """The handler raised, and its attempts are spent."""
+    """Returns the outcome of a run that raised and has no attempt left."""
     return Outcome(Status.FAILED, is_charged=True, error=error, traceback=traceback)
 
 
 def refused(attempt: int) -> Outcome:
-    """The database does not take what the run came to."""
+    """Returns the outcome of a run whose result or error the database rejects."""
     message = "The database does not take the result or the error of the run."
     return failed({"type": "OutcomeRefused", "message": message, "attempt": attempt})
 
 
 def retried(error: dict[str, Any], delay_seconds: float, traceback: str | None = None) -> Outcome:
-    """The handler raised, and it has another attempt, `delay_seconds` from now."""
+    """Returns the outcome of a run that raised and is retried after `delay_seconds`."""
     return Outcome(Status.PENDING, True, delay_seconds, error, traceback=traceback)
 
 
 class RunResult(NamedTuple):
-    """One task's outcome, with the attempt that came to it."""
+    """The outcome of one attempt of a task."""
 
     id: str
     attempt: int

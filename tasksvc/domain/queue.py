@@ -10,7 +10,7 @@ class Queue(NamedTuple):
 
     name: str
     concurrency: int | None
-    """How many of its tasks run at a time, over all processes; None is any number."""
+    """How many of its tasks may run at a time, in all processes together; None is no limit."""
     is_paused: bool
     """Its tasks don't start. Those that run go on."""
     pending: int
@@ -18,11 +18,11 @@ class Queue(NamedTuple):
     oldest_seconds: float
     """How long the oldest task that is due has waited; 0 when none waits."""
     rate: float
-    """How many of its tasks have ended a second, over the last minute or two."""
+    """How many of its tasks end per second, over the last minute or two."""
 
     @property
     def empty_seconds(self) -> float | None:
-        """Until nothing is left, if it goes on so; None when that never comes."""
+        """Seconds until the queue is empty at the current rate; None when it would never be."""
         left = self.pending + self.processing
         if not left:
             return 0.0

@@ -20,36 +20,36 @@ MESSAGE_LENGTH = 500
 """Characters of an exception's message that are kept with the task."""
 
 TRACEBACK_BYTES = 8192
-"""Of a traceback, from its end: there is what was raised, and where."""
+"""Bytes of a traceback that are kept: its end, which says what was raised and where."""
 
 _NAME_LENGTH = 100
 
 _FRAMES = 50
-"""More of one stack would hardly fit."""
+"""Frames of one stack that are formatted: more would hardly fit."""
 
 _CHAIN = 60
-"""More causes of causes would hardly fit, and thousands of them take a second to format."""
+"""Errors of one chain that are formatted: more would hardly fit, and thousands take a second."""
 
 _FORMATTED = 200
 """Errors that are formatted with all that led to them, members of groups as well. Python formats
 each member as often as it is in a group, so 30 groups within each other can hold a billion."""
 
 _MEMBERS = 10_000
-"""Of a group of exceptions, those that are looked at."""
+"""Members of a group of exceptions that are examined."""
 
 _NAMED_MEMBERS = 3
-"""Of a group of exceptions, those that its message names."""
+"""Members of a group of exceptions that its message names."""
 
 
 class Retry(Exception):
-    """Raised by a handler: it failed, and wants to be tried again after so long.
+    """Raised by a handler that failed and asks for another attempt after `after_seconds`.
 
-    It counts as a failure like any other. Without `after_seconds` the usual backoff holds; a time
+    It counts as a failure like any other. Without `after_seconds` the usual backoff applies; a time
     below 0 is 0.
 
     Raises TypeError when `after_seconds` is neither a number nor a timedelta, and ValueError when
-    it is not finite or more than 31,622,400 seconds (366 days). So the handler fails with that
-    error, and the usual backoff holds.
+    it is not finite or more than 31,622,400 seconds (366 days). Then the handler fails with that
+    error, and the usual backoff applies.
     """
 
     after_seconds: float | None = None
@@ -62,15 +62,15 @@ class Retry(Exception):
 
 
 class Permanent(Exception):
-    """Raised by a handler: it failed, and another attempt would fail like it."""
+    """Raised by a handler that failed and would fail again in another attempt."""
 
 
 class TimedOut(Exception):
-    """It ran for longer than it may."""
+    """The run took longer than its time limit."""
 
 
 class Verdict(NamedTuple):
-    """What an error says about another attempt."""
+    """What an error means for another attempt."""
 
     is_permanent: bool = False
     after_seconds: float | None = None
@@ -78,7 +78,7 @@ class Verdict(NamedTuple):
 
 
 class RaisedElsewhere(Exception):
-    """Stands for an error of another process, whose class may be known there alone."""
+    """Stands for an error of another process, whose class may exist only there."""
 
     def __init__(self, name: str, message: str, traceback: str | None, verdict: Verdict) -> None:
         super().__init__(name, message)
@@ -112,17 +112,18 @@ class RetryPolicy:
     max_seconds: float
 
     def within(self, base_seconds: float | None, max_seconds: float | None) -> RetryPolicy:
-        """The same with other bounds; None keeps the one that there is. A new base above the kept
-        maximum lifts it."""
+        """Returns the policy with other bounds; None keeps the current one. A new base above the
+        kept maximum raises the maximum to it."""
         if max_seconds is None:
             max_seconds = max(base_seconds or 0.0, self.max_seconds)
         return RetryPolicy(self.base_seconds if base_seconds is None else base_seconds, max_seconds)
 
     def after_failure(self, claim: Claim, error: BaseException) -> Outcome:
-        """What an attempt that raised `error` comes to. Raises nothing, whatever the error is.
+        """Returns the outcome of an attempt that raised `error`. Raises nothing, whatever the error
+        is.
 
-        A group of exceptions is judged by what is in it, at any depth: with one Permanent it is
-        permanent; else it waits as long as the longest `after_seconds` of a Retry says.
+        The members of a group of exceptions decide, at any depth: with one Permanent the failure is
+        permanent; otherwise the longest `after_seconds` of a Retry is the delay.
         """
         without_frames_of_the_service(error)
         error, verdict = _judged(error)
@@ -135,19 +136,21 @@ class RetryPolicy:
         return outcome.retried(described, self.delay_seconds(failures), traced)
 
     def delay_seconds(self, failures: int) -> float:
-        """A random delay below `base * 2^(failures - 1)`, and never above the bound."""
+        """Returns a random delay in seconds, below `base * 2^(failures - 1)` and at most the
+        maximum."""
         ceiling = min(self.max_seconds, self.base_seconds * 2.0 ** min(failures - 1, 60))
         return random.uniform(0, ceiling)
 
 
 def describe(error: BaseException, attempt: int) -> dict[str, Any]:
-    """An exception as the task's `error` field shows it: never its traceback. Raises nothing."""
+    """Returns an exception as the task's `error` field shows it, without the traceback. Raises
+    nothing."""
     return {"type": _name(error), "message": _message(error), "attempt": attempt}
 
 
 def trace(error: BaseException) -> str | None:
-    """The traceback of an exception, as the history of its task shows it; None where it can't be
-    had. Raises nothing."""
+    """Returns the traceback of an exception as the task's history shows it; None where it can't be
+    formatted. Raises nothing."""
     if _is_a(error, RaisedElsewhere):
         return error.traceback  # type: ignore[attr-defined,no-any-return]
     try:
@@ -158,7 +161,7 @@ def trace(error: BaseException) -> str | None:
     except BaseException:  # it takes part in its own description, and may raise anything
         return None
     text = ""
-    for part in reversed(parts):  # a message of 10 MB is not looked at as a whole
+    for part in reversed(parts):  # without joining a message of 10 MB
         text = part[-TRACEBACK_BYTES:] + text
         if len(text) >= TRACEBACK_BYTES:
             break
@@ -166,7 +169,8 @@ def trace(error: BaseException) -> str | None:
 
 
 def without_frames_of_the_service(error: BaseException) -> None:
-    """Begins the traceback where the handler's own code does, if that is in it. Raises nothing."""
+    """Shortens the traceback so that it begins in the handler's own code, if that is in it. Raises
+    nothing."""
     if _is_a(error, RaisedElsewhere):
         BaseException.with_traceback(error, None)  # the one that counts came along as text
         return
@@ -178,7 +182,8 @@ def without_frames_of_the_service(error: BaseException) -> None:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether its text says all: a handler raised it on purpose, or the service did."""
+    """Returns whether the error's text is enough for the log: a handler raised it on purpose, or
+    the service did."""
     if _is_a(error, RaisedElsewhere):
         return error.name in ("Permanent", "Retry")  # type: ignore[attr-defined]
     return _is_a(error, Permanent, Retry) or _is_of_the_service(
@@ -197,8 +202,8 @@ def _is_of_the_service(module: object) -> bool:
 _TRACEBACK: Any = BaseException.__dict__["__traceback__"]
 
 
-# An exception is code of a user. It may have a `__str__`, a `__class__`, an attribute or a
-# metaclass that raises or lies, so all below asks `type(error)`, and takes the rest with a guard.
+# An exception is a user's code. Its `__str__`, `__class__`, attributes or metaclass may raise or
+# lie, so the functions below ask `type(error)`, and guard every other access.
 
 
 def _is_a(error: BaseException, *classes: type[BaseException]) -> bool:
@@ -206,8 +211,8 @@ def _is_a(error: BaseException, *classes: type[BaseException]) -> bool:
 
 
 def _judged(error: BaseException) -> tuple[BaseException, Verdict]:
-    """The error with what it says about another attempt. One that says it wrong is replaced by an
-    error that says so."""
+    """Returns the error with its verdict. An error whose `after_seconds` is invalid is replaced by
+    the error that says so."""
     if _is_a(error, RaisedElsewhere):
         return error, error.verdict  # type: ignore[attr-defined]
     try:
@@ -222,7 +227,7 @@ def _judged(error: BaseException) -> tuple[BaseException, Verdict]:
 
 
 def _members(error: BaseException) -> Iterator[BaseException]:
-    """All that is in a group, at any depth, in order; or the error itself."""
+    """Yields all members of a group, at any depth, in order; or the error itself."""
     waiting = [error]
     for _ in range(_MEMBERS):
         if not waiting:
@@ -235,7 +240,8 @@ def _members(error: BaseException) -> Iterator[BaseException]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause or what was handled when it was raised, and so on; _CHAIN at most."""
+    """Yields the error, then its cause or the error that was being handled, and so on; at most
+    _CHAIN."""
     each: BaseException | None = error
     seen: set[int] = set()
     while each is not None and id(each) not in seen and len(seen) < _CHAIN:
@@ -246,7 +252,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_small(error: BaseException) -> bool:
-    """Whether there is not too much to format. It goes where Python's `traceback` goes."""
+    """Returns whether the error is small enough to format. It follows the same links as Python's
+    `traceback`."""
     waiting, seen = [error], set[int]()
     for _ in range(_FORMATTED):
         if not waiting:
@@ -261,7 +268,8 @@ def _is_small(error: BaseException) -> bool:
 
 
 def _parts(error: BaseException) -> list[str]:
-    """A traceback without the chain of the error; of a group, the first of its members follow."""
+    """Returns the traceback without the chain of the error. For a group, its first members
+    follow."""
     parts = ["\nTraceback (most recent call last):\n"]
     parts += traceback.format_tb(_TRACEBACK.__get__(error), limit=-_FRAMES)
     parts.append(f"{_name(error)}: {_text(error)}\n")
@@ -300,5 +308,6 @@ def _text(error: BaseException) -> str:
 
 
 def _fitting(text: str) -> bytes:
-    """UTF-8 without what does not fit into PostgreSQL's text: NUL and lone surrogates."""
+    """Returns the text as UTF-8 without what PostgreSQL's text type rejects: NUL and lone
+    surrogates."""
     return text.replace("\0", "").encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What a schedule is: a task that is made again and again."""
+"""What a schedule is: a task that is created again and again."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tasksvc.domain.task import NewTask
 
 
 class Missed(StrEnum):
-    """What becomes of the moments that were missed. The database knows the same words."""
+    """What happens to moments that were missed. The database knows the same words."""
 
     SKIP = "skip"
-    """Nothing, once they are more than a minute old."""
+    """No task is created for a moment that is more than a minute old."""
 
     LAST = "last"
-    """One task, for the last of them."""
+    """One task is created, for the last of them."""
 
 
 class ScheduleOrder(NamedTuple):
@@ -29,7 +29,7 @@ class ScheduleOrder(NamedTuple):
     missed: Missed
     is_paused: bool
     kind: str | None = None
-    """Of the task."""
+    """The kind of the task."""
 
 
 class Schedule(NamedTuple):
@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
     next_run_at: datetime | None
     """None while it is paused."""
     last_run_at: datetime | None
-    """Which moment its last task was made for."""
+    """The moment that its last task was created for."""
     last_task_id: str | None
 
     @property
@@ -58,7 +58,7 @@ class Tick(NamedTuple):
     """A schedule that is due, and what is to be done."""
 
     schedule: Schedule
-    """As it was read: if it has changed, nothing is done."""
+    """As it was read: if it has changed since, nothing is done."""
     scheduled_for: datetime
     next_run_at: datetime
     task: NewTask | None
@@ -71,4 +71,4 @@ class DueSchedules(NamedTuple):
     schedules: list[Schedule]
     now: datetime
     next_seconds: float | None
-    """Until the next of the others is due; None when there is none."""
+    """Seconds until the next of the other schedules is due; None when there is no other."""

@@ -12,10 +12,10 @@ MAX_SECONDS = 366 * 86_400.0
 
 
 def to_seconds(value: object, name: str) -> float:
-    """A number or a timedelta as a float.
+    """Returns a number of seconds or a timedelta as a float.
 
-    Raises TypeError for all else, also for a text, and ValueError for what is not finite or longer
-    than MAX_SECONDS.
+    Raises TypeError for any other type, also for a text, and ValueError for what is not finite or
+    longer than MAX_SECONDS.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()

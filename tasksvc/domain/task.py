@@ -1,7 +1,8 @@
-"""What a task is, which statuses it has, and what may follow what.
+"""What a task is, which statuses it has, and which status may follow which.
 
-What is read from JSON, or written as JSON, is a struct of msgspec's: it leaves out what is None, in
-the order of the fields. https://jcristharif.com/msgspec/structs.html#omit-defaults
+The types that are read from JSON or written as JSON are msgspec structs: they leave out fields
+that are None, and keep the order of the fields.
+https://jcristharif.com/msgspec/structs.html#omit-defaults
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
     Status.FAILED: frozenset(),
     Status.CANCELED: frozenset(),
 }
-"""What may follow what. `migrations/` holds the same rule as a guard in the database."""
+"""Which status may follow which. `migrations/` holds the same rule as a guard in the database."""
 
 
 DEFAULT_KIND = "default"
-"""The kind of a task whose client names none: which handler it is for."""
+"""The kind of a task whose client names no kind. The kind selects the handler."""
 
 
 class Priority(StrEnum):
-    """Which of the waiting tasks come first. The database knows the same words, in this order."""
+    """The order among waiting tasks. The database knows the same words, in this order."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -100,13 +101,13 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     schedule: str | None = None
     """The name of the schedule that made it."""
     scheduled_for: datetime | None = None
-    """Which moment of the schedule it is for."""
+    """The moment of the schedule that the task is for."""
     unique_key: str | None = None
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The options of a create; None is the default. What comes new stands at
-    the end: fingerprints are made in this order."""
+    """The options of a create; None is the default. New options go at the end, because fingerprints
+    depend on the order."""
 
     kind: str | None = None
     max_attempts: int | None = None
@@ -114,19 +115,19 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """How long one run of the handler may take."""
     delay_seconds: float | None = None
     run_at: datetime | None = None
-    """Not to start before. Aware. Given instead of `delay_seconds`."""
+    """The task does not start before. Aware. Excludes `delay_seconds`."""
     expires_at: datetime | None = None
-    """Not to start at or after. Aware."""
+    """The task does not start at this moment or later. Aware."""
     priority: Priority | None = None
     queue: str | None = None
     unique_key: str | None = None
-    """No two live tasks have the same."""
+    """No two live tasks have the same one."""
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether it does not start at once."""
+        """Whether the task has to wait before it may start."""
         return bool(self.delay_seconds or self.run_at)
 
     @property
@@ -153,7 +154,7 @@ class NewTask(NamedTuple):
     """What the key was used for, as hexadecimal digits."""
 
     def first_claim(self) -> Claim:
-        """For a worker that holds it from its creation on."""
+        """Returns the claim of a worker that holds the task from its creation on."""
         options = self.options
         return Claim(
             self.id,
@@ -178,20 +179,20 @@ class Hold(NamedTuple):
     worker_id: str
     ids: frozenset[str]
     epoch: int = 0
-    """Of the worker: in a later one the hold does not count."""
+    """The worker's epoch: in a later one the hold is void."""
 
 
 class Filter(NamedTuple):
     """Which tasks are meant; None is any."""
 
     statuses: tuple[Status, ...] = ()
-    """One of these; none is any."""
+    """One of these statuses; empty is any."""
     kind: str | None = None
     queue: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     is_unretried: bool = False
-    """Only such of which no retry has made another."""
+    """Only tasks that have not been retried."""
 
 
 class Page(NamedTuple):
@@ -199,22 +200,22 @@ class Page(NamedTuple):
 
     tasks: list[Task]
     next_before: str | None
-    """What to go on before; None on the last page. One that is short, or empty, need not be it."""
+    """The cursor of the next page; None on the last page. Other pages may be short or empty too."""
 
 
 class BulkResult(NamedTuple):
     """What was done to some of the tasks that pass a filter, newest first."""
 
     matched: int
-    """How many of those that were looked at pass the filter."""
+    """How many of the examined tasks pass the filter."""
     ids: list[str]
     """The tasks that were changed."""
     next_before: str | None
-    """What to go on before; None when all have been looked at."""
+    """The cursor to continue from; None when all tasks have been examined."""
 
 
 class CreateResult(NamedTuple):
-    """What a create came to."""
+    """The result of a create."""
 
     task: Task
     is_replayed: bool = False
@@ -244,12 +245,12 @@ class Claim(NamedTuple):
     content: str
     traceparent: str | None
     waited_seconds: float
-    """From due to claimed, by PostgreSQL's clock."""
+    """Seconds from due to claimed, by PostgreSQL's clock."""
     timeout_seconds: float | None = None
     kind: str = DEFAULT_KIND
     priority: str = Priority.NORMAL
     is_limited: bool = False
-    """Its queue may have a limit: when it ends there may be room for another."""
+    """Its queue may have a limit: when the task ends, another one may start."""
     retry_base_seconds: float | None = None
     retry_max_seconds: float | None = None
 
@@ -259,7 +260,8 @@ MESSAGE_LENGTH = 500
 
 
 def kept_fraction(fraction: Any) -> float:
-    """From 0 to 1, whatever number it is. Raises TypeError and ValueError for what is none."""
+    """Returns the number, limited to 0 to 1. Raises TypeError when it is no number, and ValueError
+    for NaN."""
     if not isinstance(fraction, Real | Decimal):
         given = type(fraction).__name__
         raise TypeError(f"The fraction of a progress must be a number, not {given}.")
@@ -269,7 +271,8 @@ def kept_fraction(fraction: Any) -> float:
 
 
 def kept_message(message: str) -> str:
-    """The beginning of it, as text that can be kept. Raises what its `__str__` raises."""
+    """Returns the first MESSAGE_LENGTH characters, as text that the database can store. Raises what
+    its `__str__` raises."""
     text = str.__getitem__(str(message), slice(MESSAGE_LENGTH))
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
@@ -284,7 +287,8 @@ class Progress(NamedTuple):
 
     @classmethod
     def of(cls, claim: Claim, fraction: float, message: str) -> Progress:
-        """What is kept of a report. Raises what `kept_fraction` and `kept_message` raise."""
+        """Returns the part of a report that is stored. Raises what `kept_fraction` and
+        `kept_message` raise."""
         return cls(claim.id, claim.attempt, kept_fraction(fraction), kept_message(message))
 
 

@@ -36,30 +36,30 @@ class Keys:
         return f"{self.prefix}:canceled"
 
     def stream(self, lane: Lane) -> str:
-        """The stream of the ids of tasks that are due in a lane."""
+        """Returns the key of the stream with the ids of due tasks of a lane."""
         return self.tasks if lane == DEFAULT_LANE else f"{self.tasks}:{lane_name(lane)}"
 
     def lane_name_of(self, stream: str) -> str:
-        """Of a stream that is not the default one."""
+        """Returns the name of the lane of a stream that is not the default one."""
         return stream.removeprefix(f"{self.tasks}:")
 
 
 def lane_name(lane: Lane) -> str:
-    """In visible characters, without a comma or an @."""
+    """Returns the name of a lane in visible characters, without a comma or an @."""
     return f"{lane.priority}:{quote(lane.kind, safe='')}"
 
 
 def lane_of(name: str) -> Lane | None:
-    """The lane of that name; None when it is no lane's."""
+    """Returns the lane of that name; None when no lane has it."""
     priority, _, kind = name.partition(":")
     return Lane(unquote(kind), Priority(priority)) if priority in list(Priority) else None
 
 
 def consumer_name(worker_id: str, number: int) -> str:
-    """The name in the group of a worker's nth consumer."""
+    """Returns the name of a worker's nth consumer in the group."""
     return f"{worker_id}/{number}"
 
 
 def worker_of(name: str) -> str:
-    """Whose consumer has this name."""
+    """Returns the id of the worker of the consumer with this name."""
     return name.rpartition("/")[0]

@@ -28,7 +28,7 @@ _NO_SUCH_DATABASE = "DB index"
 
 
 def reason_of(error: BaseException) -> str | None:
-    """One line; None when the error does not say why."""
+    """Returns the reason of the error in one line; None when the error has no reason."""
     for each in _chain(error):
         match each:
             case ResponseError() | AuthenticationError():
@@ -56,7 +56,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether Redis will refuse until its settings, or ours, are changed."""
+    """Returns whether Redis will keep refusing until its settings, or ours, are changed."""
     # Over a unix socket redis-py wraps the answer to a new connection in an error of its own.
     return any(
         isinstance(each, AuthenticationError | NoPermissionError)

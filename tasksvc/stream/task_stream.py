@@ -1,7 +1,7 @@
-"""The stream in Redis: it brings the ids of due tasks, and may be lost at any moment.
+"""The streams in Redis: they carry the ids of due tasks, and may be lost at any moment.
 
-Nothing here retries by itself: a command whose answer was lost is the caller's to repeat, and
-redis-py's retries would publish twice.
+Nothing here retries by itself: the caller repeats a command whose answer was lost. Retries of
+redis-py would publish twice.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from tasksvc.stream.reasons import is_lasting, reason_of
 log = structlog.get_logger(__name__)
 
 Entry = tuple[str, str | None]
-"""What to acknowledge it by, and the task's id; None for an entry that is not one of ours."""
+"""The entry's id, to acknowledge it, and the task's id; None when the entry is not one of ours."""
 
 _BATCH = 1000
 
 _START = "0"
-"""Where a group begins, never at `$`: what is in the stream already would be skipped."""
+"""Where a group begins. It is not `$`, which would skip the entries that exist already."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 COMMAND_TIMEOUT_SECONDS = 1.0
 BLOCK_MARGIN_SECONDS = 2.0
-"""How much longer than a blocked read its connection waits before it is given up."""
+"""How much longer than a blocked read its connection waits for the answer."""
 
 # Many ids travel as one argument: to pack a hundred of them costs redis-py more than all the rest.
 
@@ -58,7 +58,7 @@ _READ_ORDERS = (
     *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.NORMAL, Priority.HIGH, Priority.LOW)),
     *(_HIGH_FIRST, _HIGH_FIRST, _HIGH_FIRST, (Priority.LOW, Priority.NORMAL, Priority.HIGH)),
 )
-"""In which order the reads look into the lanes, by turns: high first, and none starves."""
+"""The order of the lanes in consecutive reads: high comes first, and no lane starves."""
 
 # KEYS: the stream, and the set of lanes. ARGV: the most entries that it may hold, ids, the lane's
 # name. Returns how many of the ids went in; the rest did not fit.
@@ -121,7 +121,7 @@ end
 
 
 class TaskStream:
-    """The streams of due tasks, one for each lane, and the channel of the canceled.
+    """The streams of due tasks, one for each lane, and the channel of canceled tasks.
 
     Every method raises StreamUnavailable when Redis is away or refuses.
     """
@@ -136,7 +136,7 @@ class TaskStream:
         max_entries: int,
         kinds: Iterable[str] = (DEFAULT_KIND,),
     ) -> None:
-        """`kinds` are those that are read; `max_entries` is the bound of one lane."""
+        """`kinds` are the kinds to read; `max_entries` is the limit of one lane."""
         self._keys = Keys(prefix)
         self._kinds = tuple(kinds)
         own = [Lane(kind, priority) for kind in self._kinds for priority in Priority]
@@ -153,19 +153,18 @@ class TaskStream:
         )
         self._pubsub: PubSub | None = None
         self.is_up = False
-        """Whether the last command found Redis there."""
+        """Whether Redis answered the last command."""
         self._is_outage_said = False
         self.refusing: set[Lane] = set()
-        """Where the last publication did not go in, all of it: no room, or no memory."""
+        """The lanes whose last publication did not fit as a whole: no room, or no memory."""
         self.waiting: dict[int, int] = {}
-        """The consumers whose read is blocked; and how many entries each
-        may be given when something comes."""
+        """The consumers whose read is blocked, each with how many entries the read may return."""
         self.lost_at: dict[Lane, float] = {}
         """When (`time.monotonic`) a lane's group was recreated: whatever was
         published there before may be lost. The publisher clears the entry after republishing."""
 
     def is_open(self, lane: Lane = DEFAULT_LANE) -> bool:
-        """Whether a publication now is likely to succeed."""
+        """Returns whether a publication now is likely to succeed."""
         return self.is_up and lane not in self.refusing
 
     async def open(self) -> None:
@@ -180,7 +179,8 @@ class TaskStream:
     # Publishing.
 
     async def publish(self, ids: Sequence[str], lane: Lane = DEFAULT_LANE) -> int:
-        """How many of the ids, from the first on, are in the stream now; the rest did not fit."""
+        """Publishes the ids, and returns how many of them, from the first on, are in the stream;
+        the others did not fit."""
         count: int = await self._publish(_PUBLISH, ids, lane)
         self._refuses(lane, count < len(ids))
         return count
@@ -188,8 +188,9 @@ class TaskStream:
     async def publish_to(
         self, worker_id: str, number: int, ids: Sequence[str], lane: Lane = DEFAULT_LANE
     ) -> list[Entry]:
-        """Puts the ids in as delivered to this consumer: no other reads them. Their entries; none
-        for what does not fit, and for all of them where others wait in the lane."""
+        """Publishes the ids as delivered to this consumer, so that no other consumer reads them.
+        Returns the entries: of the ids that fit, and of no id where other entries wait in the
+        lane."""
         name = consumer_name(worker_id, number)
         given = await self._publish(_PUBLISH_TO, ids, lane, GROUP, name)
         stream = self._keys.stream(lane)
@@ -199,12 +200,13 @@ class TaskStream:
         ]
 
     async def publish_canceled(self, ids: Sequence[str]) -> None:
-        """Publishes to every process that these are canceled, if it listens."""
+        """Notifies every process that listens that these tasks are canceled."""
         async with self._answers():
             await self._commands.publish(self._keys.canceled, ",".join(ids))
 
     async def read_canceled(self) -> list[str]:
-        """The ids of tasks that were canceled anywhere; waits for the first, but not for long."""
+        """Returns the ids of tasks that were canceled in any process. Waits for the first one, at
+        most `block_seconds`."""
         async with self._answers(may_be_silent=True):
             try:
                 if self._pubsub is None:
@@ -233,11 +235,11 @@ class TaskStream:
         count: int,
         rooms: Mapping[str, int] | None = None,
     ) -> list[Entry]:
-        """New entries for a consumer, those of high priority first; waits for the first, but not
-        for long.
+        """Returns new entries for a consumer, high priority first. Waits for the first one, at most
+        `block_seconds`.
 
-        They are at most `count`, or one for each lane, where several come after a wait at once.
-        `rooms` are the kinds to read, each with how many are wanted at most; None reads all kinds
+        There are at most `count` entries, or one for each lane where several arrive at once after a
+        wait. `rooms` are the kinds to read, each with the most entries wanted; None reads all kinds
         of this process.
         """
         if rooms is None:
@@ -246,9 +248,9 @@ class TaskStream:
         entries = await self._read_waiting(worker_id, number, count, streams, rooms)
         if entries:
             return entries
-        # A place less than there are: `waiting` counts the rest. The bound of a read holds for
-        # each stream, so it is that of the kind with the least room. Seldom does more than one
-        # stream answer.
+        # One place fewer than there are: `waiting` counts the rest. The limit of a read applies to
+        # each stream, so it is that of the kind with the least room. More than one stream seldom
+        # answers.
         share = max(1, min((count - 1) // len(streams), *rooms.values()))
         self.waiting[number] = min(share * len(streams), max(1, count - 1))
         async with self._answers():
@@ -266,12 +268,12 @@ class TaskStream:
     async def read_now(
         self, worker_id: str, number: int, count: int, rooms: Mapping[str, int]
     ) -> list[Entry]:
-        """The same without a wait."""
+        """Returns the entries that `read` would return, without a wait."""
         streams = self._streams_to_read(rooms)
         return await self._read_waiting(worker_id, number, count, streams, rooms)
 
     def kind_of(self, entry: str) -> str:
-        """The kind of the lane that an entry stands in."""
+        """Returns the kind of the entry's lane."""
         _, _, name = entry.partition("@")
         lane = lane_of(name) if name else None
         return lane.kind if lane is not None else DEFAULT_KIND
@@ -284,10 +286,11 @@ class TaskStream:
         after: str,
         kinds: Collection[str] | None = None,
     ) -> list[Entry]:
-        """What the consumer was given before and has not acknowledged, after an entry.
+        """Returns what was delivered to the consumer before, after this entry, and is not
+        acknowledged.
 
-        An answer that was lost on its way leaves entries that no consumer has seen. `kinds` are
-        those that the consumer reads; None: all kinds of this process.
+        An answer that was lost leaves entries that no consumer has seen. `kinds` are the kinds that
+        the consumer reads; None: all kinds of this process.
         """
         name = consumer_name(worker_id, number)
         lanes = [lane for lane in self._own_lanes if kinds is None or lane.kind in kinds]
@@ -301,14 +304,14 @@ class TaskStream:
         return entries[:count]
 
     async def unblock(self) -> None:
-        """Ends this object's blocked reads, without losing what one is just being given."""
+        """Ends this object's blocked reads, without losing entries that are being delivered."""
         async with self._answers():
             for client in await self._commands.client_list():
                 if client["name"] == self._readers_name:
                     await self._commands.client_unblock(int(client["id"]))
 
     async def acknowledge(self, entries: Sequence[str]) -> None:
-        """Done with these: out of the group's pending list, and out of the stream."""
+        """Removes the entries from the group's pending list and from the stream."""
         async with self._answers():
             await self._commands.eval(
                 _ACKNOWLEDGE,
@@ -320,7 +323,7 @@ class TaskStream:
             )
 
     async def worker_ids(self) -> set[str]:
-        """The workers whose consumers are in a lane's group."""
+        """Returns the ids of the workers that have consumers in a lane's group."""
         async with self._answers():
             return {
                 worker_of(consumer["name"])
@@ -329,7 +332,8 @@ class TaskStream:
             }
 
     async def remove_consumers(self, worker_id: str) -> list[str]:
-        """Takes a worker's consumers out of the groups; the tasks that they left unacknowledged."""
+        """Removes a worker's consumers from the groups, and returns the ids of the tasks that they
+        had not acknowledged."""
         ids: list[str] = []
         async with self._answers():
             for stream in await self._streams():
@@ -347,10 +351,10 @@ class TaskStream:
     # Looking.
 
     async def look(self, lane: Lane = DEFAULT_LANE) -> tuple[int, float]:
-        """The room for more entries, and the age of the first undelivered one.
+        """Returns the room for more entries, and the age in seconds of the first undelivered entry.
 
-        The age is by Redis's clock, in seconds; 0 when nothing waits. A lane is first in, first
-        out: what was published before that entry was delivered, or lost.
+        The age is by Redis's clock; 0 when no entry waits. A lane is first in, first out: what was
+        published before that entry was delivered, or lost.
         """
         async with self._answers():
             stream = self._keys.stream(lane)
@@ -373,7 +377,8 @@ class TaskStream:
         return room, float(max(0.0, seconds + microseconds / 1e6 - published))
 
     async def measure(self) -> tuple[int, int]:
-        """The entries in all lanes, and those of them that a consumer has in hand."""
+        """Returns the number of entries in all lanes, and of those that are delivered and not
+        acknowledged."""
         async with self._answers():
             streams = await self._streams()
             async with self._commands.pipeline(transaction=False) as pipeline:
@@ -405,7 +410,7 @@ class TaskStream:
     async def _read_group(
         self, client: Redis, name: str, after: dict[Any, Any], count: int, block: int | None
     ) -> list[Entry]:
-        """From each stream, `count` at most."""
+        """Returns at most `count` entries of each stream."""
         answer: Any = await client.xreadgroup(GROUP, name, after, count=count, block=block)
         return [
             (self._entry(stream, entry), _task_id(fields))
@@ -424,7 +429,8 @@ class TaskStream:
         streams: Mapping[str, str],
         rooms: Mapping[str, int],
     ) -> list[Entry]:
-        """What waits in the streams now: at most `count` in all, and of a kind what has room."""
+        """Returns undelivered entries of the streams: at most `count` in all, and of each kind at
+        most its room."""
         name = consumer_name(worker_id, number)
         entries: list[Entry] = []
         rooms = dict(rooms)
@@ -441,8 +447,7 @@ class TaskStream:
         return entries
 
     def _streams_to_read(self, kinds: Iterable[str]) -> dict[str, str]:
-        """The streams of these kinds, in the order in which to look into them now, each with its
-        kind."""
+        """Returns the streams of these kinds in the order of this read, each with its kind."""
         turn = next(self._turns)
         # One kind's tasks must not keep those of another waiting either.
         kinds = list(kinds)
@@ -457,7 +462,7 @@ class TaskStream:
         (self.refusing.add if is_so else self.refusing.discard)(lane)
 
     async def _lanes(self) -> list[Lane]:
-        """This process's own, and those that any other has used."""
+        """Returns this process's lanes, and those that any other process has used."""
         names: Any = await self._commands.smembers(self._keys.lanes)
         others = [lane for name in sorted(names) if (lane := lane_of(name))]
         return list(dict.fromkeys([*self._own_lanes, *others]))
@@ -472,7 +477,7 @@ class TaskStream:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _make_groups(self) -> None:
-        """Where one is missing."""
+        """Creates the groups that are missing."""
         if await self._commands.type(self._keys.lanes) not in ("none", "set"):
             await self._put_aside(self._keys.lanes)
         lanes = await self._lanes()
@@ -504,17 +509,17 @@ class TaskStream:
 
     def _note_made(self, lanes: list[Lane]) -> None:
         if lanes:
-            log.info("Consumer groups made", action="group_made", streams=len(lanes))
+            log.info("Consumer groups created", action="group_made", streams=len(lanes))
             self.lost_at.update(dict.fromkeys(lanes, time.monotonic()))
 
     async def _put_aside(self, key: str) -> None:
-        """Another client overwrote a key of this service. It is not deleted."""
+        """Renames a key of this service that another client overwrote. The value is not deleted."""
         await self._commands.rename(key, f"{key}:wrong-type")
 
     @asynccontextmanager
     async def _answers(self, *, may_be_silent: bool = False) -> AsyncIterator[None]:
-        """Translates what Redis may answer, and heals a stream that is gone. Where it need not have
-        answered at all, an end without an error does not mean that it is there."""
+        """Translates the errors of Redis, and recreates a stream that is gone. With
+        `may_be_silent`, an end without an error does not prove that Redis answered."""
         try:
             yield
         except ResponseError as error:
@@ -540,7 +545,7 @@ class TaskStream:
             log.info("Redis answers", action="redis_up")
 
     def _mark_down(self, error: BaseException) -> None:
-        """Said once for each outage; not in the error's own words, which may hold an address."""
+        """Logs an outage once. The error's own text is left out: it may hold an address."""
         self.is_up = False
         if not self._is_outage_said:
             self._is_outage_said = True
@@ -559,7 +564,8 @@ def _task_id(fields: dict[str, str] | None) -> str | None:
 
 
 def _client(url: str, timeout_seconds: float, connections: int, name: str) -> Redis:
-    """The URL says where Redis is and as which user. It does not choose the protocol."""
+    """Makes the client. The URL says where Redis is and as which user; it does not choose the
+    protocol."""
     ours: dict[str, Any] = {
         "decode_responses": True,
         "encoding": "utf-8",

@@ -19,6 +19,14 @@ LOGS = frozenset({"debug", "info", "warning", "error", "exception"})
 HARD = re.compile(r"\b(nobody|whoever|anew|thereby|bury|whom)\b", re.IGNORECASE)
 """Archaic words, and words of our own for things that have a name."""
 
+VERB = re.compile(r"[A-Z][a-z]+s\b")
+"""The first word of a function's docstring: "Returns", "Waits"."""
+
+NO_VERBS = frozenset({"As", "Its", "Is", "This", "Those", "These", "Settings", "Lines", "Tasks"})
+
+CLEAN = ("domain", "stream", "loop.py", "runs.py", "slices.py")
+"""Where each function's docstring begins with a verb."""
+
 SOURCES = sorted((ROOT / "tasksvc").rglob("*.py"))
 
 
@@ -49,6 +57,32 @@ def events() -> Iterator[tuple[str, str, str]]:
                 for keyword in node.keywords:
                     if keyword.arg == "action" and isinstance(keyword.value, ast.Constant):
                         yield name_of(path), node.args[0].value, keyword.value.value
+
+
+def functions(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the line and the docstring of each function. A property is documented as a value, a
+    constructor by its parameters, and a command of click by what the user asks for."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__":
+            decorators = " ".join(map(ast.unparse, node.decorator_list))
+            if (text := ast.get_docstring(node)) and not re.search(
+                r"property|\.command|\.group|fixture", decorators
+            ):
+                yield node.lineno, text
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_docstrings_of_functions_begin_with_a_verb(name: str) -> None:
+    paths = [path for path in SOURCES if path.is_relative_to(ROOT / "tasksvc" / name)]
+    others = [
+        f"{name_of(path)}:{line}: {text}"
+        for path in paths
+        for line, text in functions(path)
+        if not VERB.match(text) or text.split()[0] in NO_VERBS
+    ]
+
+    assert paths
+    assert others == []
 
 
 def test_one_event_has_one_action_and_one_action_one_event() -> None:
