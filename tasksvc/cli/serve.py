@@ -49,8 +49,15 @@ def serve(
 
     Raises CannotListen and MigrationFailed.
     """
-    loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    loop.run(_serve(settings, ending, create_app(settings, handler, declared)))
+    loop = uvloop.new_event_loop()
+    serving = loop.create_task(_serve(settings, ending, create_app(settings, handler, declared)))
+    while not serving.done():
+        try:
+            loop.run_until_complete(serving)
+        except RuntimeError:  # of the loop itself: it was stopped before its end
+            if serving.done():
+                raise
+            log.warning("A handler ended the event loop, which runs on", action="loop_runs_on")
 
 
 async def _serve(settings: Settings, ending: Ending, app: web.Application) -> None:

@@ -88,6 +88,12 @@ async def test_service_goes_on_after_a_handler_cancels_all_tasks_of_the_loop(
     assert (status, json.loads(body)) == (200, {"status": "ok"})
 
 
+async def test_service_goes_on_after_a_handler_stops_the_loop(zoo: ServiceProcess) -> None:
+    for kind in ("stops-the-loop", "stops-the-loop", "canary"):
+        assert zoo.wait(zoo.create(kind=kind)["id"], 5)["status"] == "completed"
+    assert zoo.get("/health/live")[0] == 200
+
+
 async def test_longest_wait_of_a_group_is_waited_for(zoo: ServiceProcess) -> None:
     id = zoo.create(kind="wait-for-retry")["id"]
 

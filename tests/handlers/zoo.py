@@ -618,6 +618,12 @@ async def cancels_all_tasks_of_the_loop(content: str, ctx: Context) -> str:
     return "done"
 
 
+@handler("stops-the-loop", max_attempts=1)
+async def stops_the_loop(content: str, ctx: Context) -> str:
+    asyncio.get_running_loop().stop()
+    return "done"
+
+
 @handler("wait-for-retry", max_attempts=2)
 def asks_for_a_retry(content: str, ctx: SyncContext) -> None:
     raise ExceptionGroup("many", [ValueError(), Retry(after_seconds=timedelta(hours=1))])
