@@ -292,9 +292,11 @@ def _raises(name: str, make: Callable[[], BaseException], error: str, message: s
     beast(error=error, message=message)(function)
 
 
-_raises("mute", Mute, "Mute", "This error can't say what it is.")
-_raises("fatal", Fatal, "Fatal", "This error can't say what it is.")
-_raises("interrupting", Interrupting, "Interrupting", "This error can't say what it is.")
+_raises("mute", Mute, "Mute", "The exception could not be converted to text.")
+_raises("fatal", Fatal, "Fatal", "The exception could not be converted to text.")
+_raises(
+    "interrupting", Interrupting, "Interrupting", "The exception could not be converted to text."
+)
 _raises("liar", lambda: Liar("no"), "Liar", "no")
 _raises("shy", lambda: Shy("no"), "Shy", "no")
 _raises("exit", lambda: SystemExit(0), "SystemExit", "0")
